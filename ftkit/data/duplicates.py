@@ -1,0 +1,105 @@
+"""Rows that are the same, or nearly the same, as rows of another split.
+
+Exactly the same: equal after Unicode NFKC, case folding and with runs of white space as one space.
+
+Nearly the same: the sets of their words have a Jaccard similarity of at least 0.8 (of ten words in each, nine are
+shared), case and punctuation aside. Characters of scripts written without spaces count as words. Texts of fewer than
+5 different words are only compared exactly: one word more or less is another text there. Candidates come from rensa's
+MinHash index (25 bands of 5: a pair at the threshold is missed once in 20,000); each is then verified by its exact
+similarity, so none is reported falsely. The result depends on nothing but the texts and their order.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from ftkit.records import Example
+
+NEAR = 0.8
+FEWEST_WORDS = 5
+_BANDS = 25
+_PERMUTATIONS = 5 * _BANDS
+_SEED = 42
+_CHUNK = 2048
+# Thai to Myanmar, kana, and the ideographs, where a character is counted as a word; Korean has spaces.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A row and the row of the other split that it repeats, word for word (``exact``) or nearly."""
+
+    row: Example
+    other: Example
+    similarity: float
+    exact: bool
+
+
+def normalised(text: str) -> str:
+    """The text as it is compared: NFKC, case-folded, runs of white space as one space."""
+    if text.isascii():  # NFKC changes nothing and folding is lowering
+        return " ".join(text.lower().split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def same_texts(examples: Iterable[Example]) -> list[tuple[Example, ...]]:
+    """The sets of two or more rows with the same text, in the order of their first rows."""
+    groups: defaultdict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[normalised(example.text)].append(example)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def exact_matches(rows: Iterable[Example], others: Iterable[Example]) -> list[Match]:
+    """Each of ``rows`` whose text stands in ``others``, with the first row there that has it."""
+    first: dict[str, Example] = {}
+    for other in others:
+        first.setdefault(normalised(other.text), other)
+    found = ((row, first.get(normalised(row.text))) for row in rows)
+    return [Match(row, other, 1.0, exact=True) for row, other in found if other is not None]
+
+
+def near_matches(rows: Sequence[Example], others: Iterable[Example]) -> list[Match]:
+    """Each of ``rows`` that is nearly the same as one of ``others``, with the most similar row there.
+
+    Rows with exactly the same text are not compared here: give ``rows`` without those. ``others`` is streamed.
+    """
+    from rensa import RMinHash, RMinHashLSH
+
+    words = {key: found for key, row in enumerate(rows) if len(found := _words(row.text)) >= FEWEST_WORDS}
+    if not words:
+        return []
+    index = RMinHashLSH(NEAR, _PERMUTATIONS, _BANDS)
+    hashes = RMinHash.from_token_sets(list(words.values()), _PERMUTATIONS, _SEED)
+    index.insert_pairs(list(zip(words, hashes, strict=True)))
+    best: dict[int, tuple[float, Example]] = {}
+    for chunk in _chunks((other, found) for other in others if len(found := _words(other.text)) >= FEWEST_WORDS):
+        hashes = RMinHash.from_token_sets([found for _, found in chunk], _PERMUTATIONS, _SEED)
+        for (other, found), keys in zip(chunk, index.query_all(hashes), strict=True):
+            for key in set(keys):
+                similarity = _jaccard(words[key], found)
+                # The first of several equally similar rows stays, so the order of a set does not matter.
+                if similarity >= NEAR and similarity > best.get(key, (0.0, None))[0]:
+                    best[key] = (similarity, other)
+    return [Match(rows[key], other, similarity, exact=False) for key, (similarity, other) in sorted(best.items())]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(normalised(text)))
+
+
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
+
+
+def _chunks(items: Iterable[tuple[Example, frozenset[str]]]) -> Iterator[list[tuple[Example, frozenset[str]]]]:
+    remaining = iter(items)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk

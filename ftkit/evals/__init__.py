@@ -1,0 +1,1 @@
+"""Measuring: metrics, intervals, paired tests and the gate."""

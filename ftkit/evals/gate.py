@@ -1,0 +1,108 @@
+"""The gate: whether the candidate's scores, and its difference to the baseline, are what the recipe asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from ftkit.evals.section import LOWER_IS_BETTER, Bound, Gate, MetricName
+from ftkit.records import Comparison, GateReason, ModelScores, Verdict
+
+
+def judge(
+    gate: Gate, candidate: ModelScores, baseline: ModelScores | None, comparisons: Sequence[Comparison], *, n: int
+) -> Verdict:
+    """Each condition judged, in the recipe's order; passed where all hold, and where there is none.
+
+    ``comparisons``: candidate minus baseline. ``min`` and ``max`` are judged on the measured value, ``beat`` on the 95%
+    interval of the paired difference. A metric without a value fails. ``undecided`` names the metrics that fail only
+    because ``n`` rows are too few to tell a difference in the right direction from chance.
+    """
+    reasons: list[GateReason] = []
+    undecided: list[str] = []
+    for metric, bound in gate.items():
+        limits = list(_limits(metric, bound, candidate))
+        reasons += limits
+        if bound.beat is None:
+            continue
+        found = next((item for item in comparisons if item.metric == metric), None)
+        rows = None if found is None else rows_to_decide(found, n)
+        reasons.append(_beat(metric, candidate, baseline, found, n, rows))
+        if rows is not None and all(reason.passed for reason in limits):
+            undecided.append(metric)
+    return Verdict(all(reason.passed for reason in reasons), tuple(reasons), tuple(undecided))
+
+
+def rows_to_decide(comparison: Comparison, n: int) -> int | None:
+    """About how many rows would decide, where the difference has the right sign and its interval still holds 0.
+
+    An interval narrows with the square root of the rows, so n * (half-width / difference)^2 of them bring its near end
+    to 0; half-width is the distance to that end. Rounded up to two digits. None where nothing is undecided.
+    """
+    sign = -1 if comparison.metric in LOWER_IS_BETTER else 1
+    ahead = sign * comparison.difference
+    worst = min(sign * end for end in comparison.ci95)
+    if ahead <= 0 or worst > 0:
+        return None
+    needed = max(n * ((ahead - worst) / ahead) ** 2, n + 1)
+    step = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return math.ceil(needed / step) * step
+
+
+def _limits(metric: MetricName, bound: Bound, candidate: ModelScores) -> Iterator[GateReason]:
+    """The conditions on the measured value."""
+    value = candidate.metrics.get(metric)
+    for word, limit in (("at least", bound.min), ("at most", bound.max)):
+        if limit is None:
+            continue
+        need = f"{word} {_limit(limit)}"
+        if value is None:
+            yield GateReason(metric, need, _missing(metric, candidate), False)
+            continue
+        passed = value >= limit if word == "at least" else value <= limit
+        interval = candidate.ci95.get(metric)
+        beside = f" (95% {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        yield GateReason(metric, need, _value(value, limit) + beside, passed)
+
+
+def _beat(
+    metric: MetricName,
+    candidate: ModelScores,
+    baseline: ModelScores | None,
+    found: Comparison | None,
+    n: int,
+    rows: int | None,
+) -> GateReason:
+    """The condition on the paired difference to the baseline."""
+    need = "to beat the baseline"
+    ours = candidate.metrics.get(metric)
+    theirs = None if baseline is None else baseline.metrics.get(metric)
+    if ours is None:
+        return GateReason(metric, need, _missing(metric, candidate), False)
+    if baseline is None or theirs is None or found is None:
+        missing = "no baseline" if baseline is None else f"{_missing(metric, baseline)} for the baseline"
+        return GateReason(metric, need, f"{ours:.3f}, {missing}", False)
+    low, high = found.ci95
+    passed = high < 0 if metric in LOWER_IS_BETTER else low > 0
+    got = f"{ours:.3f} against {theirs:.3f}, difference {found.difference:+.3f} (95% {low:+.3f} to {high:+.3f})"
+    if rows is not None:
+        got += f"; {n:,} test rows are too few to decide, about {rows:,} would"
+    return GateReason(metric, need, got, passed)
+
+
+def _missing(metric: MetricName, scores: ModelScores) -> str:
+    return "undefined on these rows" if metric in scores.metrics else "not measured"
+
+
+def _limit(limit: float) -> str:
+    """A limit as a person writes it, with two decimals at least: 0.80, 0.125."""
+    return f"{limit:.2f}" if round(limit, 2) == limit else f"{limit:g}"
+
+
+def _value(value: float, limit: float) -> str:
+    """Three decimals, and more where these would show a value on the wrong side of its limit (0.7996 as 0.800)."""
+    for decimals in range(3, 16):
+        text = f"{value:.{decimals}f}"
+        if (float(text) >= limit) == (value >= limit) and (float(text) <= limit) == (value <= limit):
+            return text
+    return repr(value)

@@ -1,0 +1,81 @@
+"""Loads the metric modules through ``evaluate``, offline, and leaves nothing on the disk.
+
+``evaluate.load`` copies a module into a cache before it imports it, and makes a folder for its data. Both go to a
+temporary folder of this process (TMPDIR directs it), which is removed when the process ends: never the user's home, and
+no two processes share one. The cache of modules has no argument, only the variable HF_MODULES_CACHE, which evaluate
+reads once, when it is imported; it is put back at once, because transformers reads the same variable.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ftkit.evals.section import Average, MetricName
+
+if TYPE_CHECKING:
+    from ftkit.evals.statistics import Floats, Integers
+
+
+class Metric(Protocol):
+    """What a file in metrics/ gives: an ``evaluate.Metric`` that also resamples."""
+
+    def compute(self, **inputs: Any) -> dict[str, float | None]: ...
+
+    def resample(
+        self, weights: Floats, *, references: Integers, predictions: Integers, probabilities: Floats
+    ) -> Floats:
+        """weights [B, n], how often each row was drawn -> the metric [B], nan where it is undefined."""
+        ...
+
+
+def load_metrics(
+    names: Iterable[MetricName], *, labels: int, average: Average, multi_label: bool
+) -> dict[MetricName, Metric]:
+    """The metrics of these names, set for ``labels`` labels."""
+    evaluate, scratch = _evaluate()
+    folder = Path(__file__).with_name("metrics")
+    config_name = f"multilabel-{average}" if multi_label else average
+    return {
+        name: evaluate.load(
+            str(folder / f"{name}.py"),
+            config_name=config_name,
+            cache_dir=str(scratch / "data"),
+            keep_in_memory=True,
+            labels=labels,
+        )
+        for name in names
+    }
+
+
+def measure(
+    metrics: Mapping[MetricName, Metric], *, references: Integers, predictions: Integers, probabilities: Floats
+) -> dict[MetricName, float | None]:
+    """Each metric's value on these rows; None where it is undefined."""
+    evaluate, _ = _evaluate()
+    combined = evaluate.combine(list(metrics.values()))
+    values = combined.compute(references=references, predictions=predictions, probabilities=probabilities)
+    return {name: values[name] for name in metrics}
+
+
+@cache
+def _evaluate() -> tuple[Any, Path]:
+    """The library, and this process's folder for what it writes."""
+    scratch = Path(tempfile.mkdtemp(prefix="ftkit-metrics-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    before = os.environ.get("HF_MODULES_CACHE")
+    os.environ["HF_MODULES_CACHE"] = str(scratch / "modules")
+    try:
+        import evaluate
+    finally:
+        if before is None:
+            del os.environ["HF_MODULES_CACHE"]
+        else:
+            os.environ["HF_MODULES_CACHE"] = before
+    return evaluate, scratch

@@ -1,0 +1,14 @@
+"""One ``evaluate.Metric`` module a file, loaded by path (ftkit/evals/loading.py) and never imported.
+
+Each is self-contained, because ``evaluate.load`` copies the one file, and works in a plain script as well:
+``evaluate.load("ftkit/evals/metrics/f1.py", "macro", labels=3)``, alone or in ``evaluate.combine``.
+
+The configuration name holds the setting: ``macro`` (the default), ``micro`` or ``weighted``, with the prefix
+``multilabel-`` for rows with any number of labels. Single-label rows are label numbers 0..K-1 of shape [n],
+multi-label rows are 0 or 1 of shape [n, K], probabilities are of shape [n, K].
+
+Beside ``compute``, a module gives ``resample(weights, *, references, predictions, probabilities)``: the metric in each
+of B resamples, where ``weights`` [B, n] holds how often a resample drew each row. It returns [B] values, nan where the
+metric is undefined. Counts are then matrix products, and a bootstrap takes a fraction of a second.
+A new metric is a file here, its name in ``MetricName`` (ftkit/evals/section.py) and a line in tests/test_evals_metrics.py.
+"""

@@ -1,0 +1,90 @@
+"""Adapters: one class for each PEFT method, holding its recipe keys and making PEFT's configuration.
+
+Adding a method is one class here plus its name in the ``Adapter`` union at the end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ftkit.section import Section
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+Targets = Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Lora(Section):
+    """LoRA and its variants. W' = W + (alpha / r) B A, with A (r x in) and B (out x r) trained (Hu et al. 2021)."""
+
+    type: Literal["lora"] = Field("lora", description="The PEFT method.")
+    r: int = Field(16, ge=1, le=1024, description="Rank of the update.")
+    alpha: float = Field(32, gt=0, description="Scale of the update: it is multiplied by alpha / r.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout on the adapter's input. Costs a quarter of a CPU step."
+    )
+    targets: Targets = Field("all-linear", description="all-linear (all but the head), or endings of module names.")
+    dora: bool = Field(False, description="Train magnitude and direction apart (Liu et al. 2024).")
+    rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(r), which keeps high ranks stable (Kalajdzievski 2023)."
+    )
+    init: Literal["default", "pissa"] = Field(
+        "default", description="default: B = 0; pissa: the principal singular vectors of W (Meng et al. 2024)."
+    )
+    lr_ratio: float | None = Field(
+        None, ge=1, description="LoRA+: learning rate of B over that of A (Hayou et al. 2024)."
+    )
+    quantize: Literal["nf4"] | None = Field(
+        None, description="nf4: keep the base in 4 bits with double quantisation (QLoRA, Dettmers et al. 2023)."
+    )
+
+    @model_validator(mode="after")
+    def _pissa_stands_alone(self) -> Lora:
+        if self.init == "pissa" and self.dora:
+            # Executed with peft 0.21.2: converted to plain LoRA, PiSSA with DoRA gives other outputs than were trained.
+            raise ValueError("init: pissa and dora: true cannot be saved as one adapter. Remove one of the two.")
+        if self.init == "pissa" and self.quantize is not None:
+            raise ValueError("init: pissa needs the base's full weights, not 4 bits. Remove init or quantize.")
+        return self
+
+    def peft_config(self, modules_to_save: list[str], exclude: list[str]) -> PeftConfig:
+        """PEFT's configuration for a sequence classifier whose new head is ``modules_to_save``."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="SEQ_CLS",
+            r=self.r,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
+            lora_dropout=self.dropout,
+            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            exclude_modules=exclude,
+            modules_to_save=modules_to_save,
+            use_dora=self.dora,
+            use_rslora=self.rslora,
+            init_lora_weights="pissa" if self.init == "pissa" else True,
+        )
+
+
+class Ia3(Section):
+    """(IA)^3: learned vectors that rescale keys, values and feed-forward activations (Liu et al. 2022)."""
+
+    type: Literal["ia3"] = Field(description="The PEFT method.")
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="Endings of the modules to rescale. Left out: PEFT's choice for the model type."
+    )
+    feedforward: tuple[str, ...] | None = Field(
+        None, description="Those of the targets whose input is rescaled instead of their output."
+    )
+
+    @model_validator(mode="after")
+    def _feedforward_is_targeted(self) -> Ia3:
+        missing = [name for name in self.feedforward or () if name not in (self.targets or ())]
+        if missing:
+            raise ValueError(f"feedforward names {', '.join(missing)}, which targets does not. Add it to targets.")
+        return self
+
+
+Adapter = Annotated[Lora | Ia3, Field(discriminator="type")]

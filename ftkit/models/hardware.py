@@ -1,0 +1,127 @@
+"""What this machine has, and the settings that have to stand before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine as a run sees it. ``bfloat16``: the device multiplies matrices in bfloat16 by itself."""
+
+    cpu: str
+    cores: int
+    threads: int
+    memory_gb: float
+    gpu: str | None
+    gpu_memory_gb: float | None
+    bfloat16: bool
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpu else "cpu"
+
+
+def available_cores() -> int:
+    """The cores that this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_cores() -> int:
+    """How many of the available cores others leave free just now (a tenth of a second is watched); at least 1."""
+    import psutil
+
+    cores = available_cores()
+    busy = psutil.cpu_percent(interval=0.1) / 100 * (os.cpu_count() or 1)
+    return max(1, cores - int(busy + 0.25))
+
+
+def settle_environment() -> None:
+    """Sets what must stand before torch is imported; a value that the user has set stays.
+
+    OpenMP threads that spin at barriers ruin small steps as soon as another program wants a core, so they wait
+    passively. Telemetry of the libraries is off. CUDA memory grows in segments, against fragmentation.
+    """
+    defaults = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": str(free_cores()),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def inspect_machine() -> Machine:
+    """Looks at the machine through torch and psutil."""
+    import psutil
+    import torch
+
+    gpu = torch.cuda.is_available()
+    properties = torch.cuda.get_device_properties(0) if gpu else None
+    return Machine(
+        cpu=_cpu_name(),
+        cores=available_cores(),
+        threads=torch.get_num_threads(),
+        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+        gpu=properties.name if properties else None,
+        gpu_memory_gb=round(properties.total_memory / 2**30, 1) if properties else None,
+        bfloat16=torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bfloat16(),
+    )
+
+
+def training_dtype(precision: str, machine: Machine) -> torch.dtype:
+    """The number format of training: ``auto`` is bfloat16 where the device has it, else float32."""
+    import torch
+
+    if precision == "auto":
+        return torch.bfloat16 if machine.bfloat16 else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def peak_rss_mb() -> int:
+    """The most memory that this process has held so far, in MiB."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset // 2**20)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak // 2**20 if sys.platform == "darwin" else peak // 2**10)
+
+
+def peak_gpu_mb() -> int | None:
+    """The most GPU memory that torch has reserved so far, in MiB; None without a GPU."""
+    import torch
+
+    return int(torch.cuda.max_memory_reserved() // 2**20) if torch.cuda.is_available() else None
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _cpu_name() -> str:
+    for line in _cpuinfo().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_has_bfloat16() -> bool:
+    return any(flag in _cpuinfo() for flag in ("avx512_bf16", "amx_bf16"))

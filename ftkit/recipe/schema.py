@@ -1,0 +1,104 @@
+"""The recipe as an object: its sections, and the rules that hold between them.
+
+A new task joins the union ``ftkit.tasks.section.Task``, a new PEFT method ``ftkit.models.adapters.Adapter``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from ftkit.data.section import Data
+from ftkit.evals.section import Eval, Gate
+from ftkit.models.adapters import Adapter
+from ftkit.recipe import rules
+from ftkit.recipe.rules import Broken
+from ftkit.reference import ModelRef
+from ftkit.section import Section
+from ftkit.tasks.section import Task, Train
+
+BROKEN_RULES = "broken_rules"  # the type of the error whose context lists what is broken
+
+
+def _model(text: str) -> str:
+    ModelRef.parse(text)
+    return text
+
+
+class Base(Section):
+    """The model that the adapter is put on."""
+
+    model: Annotated[str, AfterValidator(_model)] = Field(
+        description="Hub id (organisation/name or organisation/name@revision), or a folder.",
+        examples=["sentence-transformers/all-MiniLM-L6-v2"],
+    )
+    trust_remote_code: bool = Field(default=False, description="Run the Python code that the model's repository holds.")
+
+
+def _spelled_out(value: Any) -> Any:
+    return value if isinstance(value, dict) else {"model": value}
+
+
+class Recipe(Section):
+    """One fine-tuning run: what is trained on what, how it is measured, and what it must reach to be merged."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_.-]*$",
+        max_length=64,
+        description="Names the folder of its runs: runs/NAME.",
+        examples=["sentiment"],
+        json_schema_extra={
+            "patternErrorMessage": "up to 64 of a-z, 0-9, -, _ and ., the first a letter or a digit"
+        },
+    )
+    base: Annotated[Base, BeforeValidator(_spelled_out, json_schema_input_type=str | Base)] = Field(
+        description="The base model: a hub id[@revision] or a folder, or {model, trust_remote_code}.",
+        examples=["sentence-transformers/all-MiniLM-L6-v2"],
+    )
+    task: Task = Field(description="What is learned.", examples=["{type: classify}"])
+    data: Data = Field(description="The rows.", examples=["{train: train.csv}"])
+    adapter: Adapter = Field(
+        description="What is trained: the name of a preset, {preset: NAME, …} to change its keys, or all keys in full.",
+        examples=["lora"],
+    )
+    train: Train = Field(Train(), description="How it is trained.")
+    eval: Eval = Field(Eval(), description="What is measured on the test rows.")
+    gate: Gate = Field(
+        default_factory=dict, description="Conditions on metrics. No merge unless all hold. Left out: none."
+    )
+    merge: bool = Field(default=True, description="Merge the adapter into the base after the gate, and prove it.")
+
+    # A validator sees the sections above its own, where these are valid: each rule stands at the lowest key it reads.
+
+    @field_validator("task")
+    @classmethod
+    def _task_rules(cls, task: Task) -> Task:
+        _raise(rules.of_task(task))
+        return task
+
+    @field_validator("data")
+    @classmethod
+    def _data_rules(cls, data: Data) -> Data:
+        _raise(rules.of_data(data))
+        return data
+
+    @field_validator("eval")
+    @classmethod
+    def _eval_rules(cls, section: Eval, info: ValidationInfo) -> Eval:
+        _raise(rules.of_eval(section, info.data.get("task")))
+        return section
+
+    @field_validator("gate")
+    @classmethod
+    def _gate_rules(cls, gate: Gate, info: ValidationInfo) -> Gate:
+        _raise(rules.of_gate(gate, info.data.get("eval"), info.data.get("task")))
+        return gate
+
+
+def _raise(broken: Iterable[Broken]) -> None:
+    found = list(broken)
+    if found:
+        raise PydanticCustomError(BROKEN_RULES, "rules are broken", {"broken": found})

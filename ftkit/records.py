@@ -1,0 +1,158 @@
+"""What flows between the stages: frozen values without behaviour, each of which can be written as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled text. ``labels`` holds one name for a single-label task, any number for a multi-label task.
+
+    ``id`` is stable and unique in its split ("train.csv:17"), ``where`` the place to show in messages
+    ("data/train.csv line 17").
+    """
+
+    id: str
+    where: str
+    text: str
+    labels: tuple[str, ...]
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A value that the recipe left open and ftkit chose: printed, and kept in plan.json."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of one row. ``scores``: a probability for each label, in the order of the label set."""
+
+    id: str
+    input: str
+    reference: tuple[str, ...]
+    prediction: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSummary:
+    """What training took. ``seconds``: from the first batch requested to the last optimiser step, caches included.
+
+    Validation and checkpoints are timed beside it. Memory is in MiB; ``peak_gpu_mb`` is null without a GPU.
+    """
+
+    steps: int
+    epochs: float
+    train_loss: float
+    seconds: float
+    validation_seconds: float
+    checkpoint_seconds: float
+    rows: int
+    tokens: int
+    tokens_per_s: float
+    peak_rss_mb: int
+    peak_gpu_mb: int | None
+    trainable_parameters: int
+    total_parameters: int
+    micro_batch_size: int
+    best_step: int | None
+    best_metric: str | None
+    best_value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """One bin of a reliability diagram: mean confidence and accuracy of the rows that fall in it."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelScores:
+    """One model's results on the evaluated rows.
+
+    ``confusion``: rows are references, columns predictions (single-label); one 2x2 table for each label
+    ([[tn, fp], [fn, tp]]) for a multi-label task. ``ci95``: percentile bootstrap over rows.
+    """
+
+    metrics: Mapping[str, float | None]
+    ci95: Mapping[str, tuple[float, float]]
+    per_class: tuple[ClassScore, ...]
+    confusion: tuple[Any, ...]
+    reliability: tuple[Reliability, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A paired comparison of one metric on the same rows: ``difference`` = first model minus second."""
+
+    test: Literal["mcnemar", "paired_bootstrap"]
+    metric: str
+    p_value: float
+    difference: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class GateReason:
+    """One condition of the gate: what the recipe needs, what was measured, and whether that is enough."""
+
+    metric: str
+    need: str
+    got: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's answer. ``passed`` with no reasons means that the recipe sets no condition.
+
+    ``undecided``: the test set is too small for a condition to be decided; said, and counted as not passed.
+    """
+
+    passed: bool
+    reasons: tuple[GateReason, ...] = ()
+    undecided: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """eval.json: every model on the same rows, the paired comparisons, and the verdict."""
+
+    task: str
+    split: str
+    n: int
+    labels: tuple[str, ...]
+    multi_label: bool
+    data_sha256: str
+    metrics_average: str
+    seed: int
+    models: Mapping[str, ModelScores]
+    comparison: Mapping[str, Sequence[Comparison]]
+    gate: Verdict
+    thresholds: tuple[float, ...] = ()
+    seeds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+
+def as_json(record: Any) -> Any:
+    """The record as plain dictionaries, lists and scalars."""
+    return asdict(record)

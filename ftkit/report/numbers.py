@@ -1,0 +1,127 @@
+"""Every number that a person reads in the card, the report and the terminal is written here, so that all three agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+NOTHING = "–"  # noqa: RUF001  an en dash stands for "there is no figure"
+
+_METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+    "mcc": "MCC",
+    "roc_auc": "ROC AUC",
+    "log_loss": "Log loss",
+    "ece": "Calibration error (ECE)",
+    "loss": "Loss",
+}
+_LOWER_IS_BETTER = frozenset({"log_loss", "ece", "loss", "perplexity", "hamming_loss"})
+
+
+def metric_name(metric: str) -> str:
+    return _METRIC_NAMES.get(metric, metric)
+
+
+def lower_is_better(metric: str) -> bool:
+    return metric in _LOWER_IS_BETTER
+
+
+def score(value: float | None) -> str:
+    """A metric, to three digits."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference of metrics, with its sign; what rounds to nothing has none."""
+    text = f"{value:+.3f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def interval(bounds: tuple[float, float] | None) -> str:
+    return NOTHING if bounds is None else f"{score(bounds[0])} to {score(bounds[1])}"
+
+
+def p_value(p: float) -> str:
+    if p < 0.0001:
+        return "p < 0.0001"
+    return f"p = {p:.4f}" if p < 0.01 else f"p = {p:.2f}"
+
+
+def small(value: float | None) -> str:
+    """A number of any size to two significant digits: 2e-6, 0.031, 0."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if value == 0 or 0.001 <= abs(value) < 1000:
+        return f"{value:.2g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def count(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def rows(value: int) -> str:
+    return f"{value:,} row{'' if value == 1 else 's'}"
+
+
+def percent(part: float, whole: float = 1.0) -> str:
+    """A share, with one decimal below 10% so that small ones do not read as none."""
+    if not whole:
+        return NOTHING
+    share = 100 * part / whole
+    return f"{share:.0f}%" if share >= 10 or share == 0 else f"{share:.1f}%"
+
+
+def seconds(value: float) -> str:
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 60:
+        return f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def mebibytes(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f} MiB" if value < 1024 else f"{value / 1024:.1f} GiB"
+
+
+def size(value: float) -> str:
+    """A number of bytes."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} GiB"
+
+
+def round_up(value: float) -> int:
+    """To two significant digits, upwards: an estimate must not look exact, nor promise too much."""
+    step: int = 10 ** max(0, math.floor(math.log10(max(value, 1))) - 1)
+    return math.ceil(value / step) * step
+
+
+def plain(value: Any) -> str:
+    """A value from a recipe or a plan as a person would write it in YAML."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return small(value) if 0 < abs(value) < 0.001 else f"{value:.6g}"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value)
+    return str(value)

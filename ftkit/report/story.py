@@ -1,0 +1,197 @@
+"""A run's folder, read once: all that card, report and summary show. A stage that has not run is None.
+
+The folder may be read long after the run, so nothing here looks at the machine or at the recipe's data.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ftkit import files
+from ftkit.records import EvalReport, TrainSummary
+
+WORST_ERRORS = 20
+LONGEST_TEXT = 4000
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """train.jsonl: (step, loss) of training, and for each validation metric its (step, value) points."""
+
+    loss: tuple[tuple[float, float], ...]
+    valid: Mapping[str, tuple[tuple[float, float], ...]]
+    best_step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A wrongly predicted row. ``confidence``: how sure the model was of what it got wrong."""
+
+    id: str
+    text: str
+    cut: bool
+    reference: tuple[str, ...]
+    prediction: tuple[str, ...]
+    baseline: tuple[str, ...] | None
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """predictions.jsonl in brief. ``against_baseline`` counts rows by (adapter right, baseline right)."""
+
+    rows: int
+    wrong: int
+    worst: tuple[Mistake, ...]
+    against_baseline: Mapping[tuple[bool, bool], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """All stages of one run."""
+
+    folder: Path
+    recipe: str | None
+    plan: Mapping[str, Any] | None
+    train: TrainSummary | None
+    train_log: Progress | None
+    eval: EvalReport | None
+    predictions: Predictions | None
+    merge: Mapping[str, Any] | None
+    error: str | None
+    has_adapter: bool
+    has_merged: bool
+    exports: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> Story:
+        exports = folder / "export"
+        return cls(
+            folder=folder,
+            recipe=_text(folder / "recipe.yaml"),
+            plan=_json(folder / "plan.json"),
+            train=_record(TrainSummary, folder / "train.json"),
+            train_log=_progress(folder / "train.jsonl"),
+            eval=_record(EvalReport, folder / "eval.json"),
+            predictions=_predictions(folder / "predictions.jsonl"),
+            merge=_json(folder / "merge.json"),
+            error=_text(folder / "error.txt"),
+            has_adapter=(folder / "adapter").is_dir(),
+            has_merged=(folder / "merged").is_dir(),
+            exports=tuple(sorted(path.name for path in exports.iterdir())) if exports.is_dir() else (),
+        )
+
+    def planned(self, *keys: str) -> Any:
+        """A value of plan.json by its path of keys; None where any of them is missing."""
+        value: Any = self.plan
+        for key in keys:
+            if not isinstance(value, Mapping):
+                return None
+            value = value.get(key)
+        return value
+
+    @property
+    def name(self) -> str:
+        return str(self.planned("name") or self.folder.resolve().parent.name or self.folder.name)
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _json(path: Path) -> Any:
+    return files.read_json(path) if path.is_file() else None
+
+
+def _record(kind: type[Record], path: Path) -> Record | None:
+    """A record from its JSON; fields that a later version added are passed over."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).validate_python(files.read_json(path)) if path.is_file() else None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file. A run that was killed may leave its last line unfinished: reading ends there."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+def _progress(path: Path) -> Progress | None:
+    if not path.is_file():
+        return None
+    loss: list[tuple[float, float]] = []
+    valid: dict[str, list[tuple[float, float]]] = {}
+    best: int | None = None
+    for line in _lines(path):
+        for metric, value in (line.get("valid") or {}).items():
+            if _finite(value):
+                valid.setdefault(metric, []).append((line["step"], value))
+        if line.get("best"):
+            best = line["step"]
+        if _finite(line.get("loss")):
+            loss.append((line["step"], line["loss"]))
+    return Progress(tuple(loss), {metric: tuple(points) for metric, points in valid.items()}, best)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _predictions(path: Path) -> Predictions | None:
+    """One pass that keeps the worst errors only: the file may have a line for each of many thousand rows."""
+    if not path.is_file():
+        return None
+    rows = wrong = 0
+    worst: list[tuple[float, int, dict[str, Any]]] = []
+    against: Counter[tuple[bool, bool]] = Counter()
+    for rows, line in enumerate(_lines(path), start=1):  # noqa: B007  the last number is the count
+        if line.get("baseline") is not None:
+            against[line["correct"], _same(line["baseline"], line["reference"])] += 1
+        if line["correct"]:
+            continue
+        wrong += 1
+        # Of equally confident errors the earlier row goes first, so that the choice is the same every time.
+        item = (_confidence(line), -rows, line)
+        (heapq.heappush if len(worst) < WORST_ERRORS else heapq.heappushpop)(worst, item)
+    mistakes = tuple(_mistake(line, confidence) for confidence, _, line in sorted(worst, reverse=True))
+    return Predictions(rows, wrong, mistakes, dict(against))
+
+
+def _same(one: Sequence[str], other: Sequence[str]) -> bool:
+    return set(one) == set(other)
+
+
+def _confidence(line: Mapping[str, Any]) -> float:
+    """The largest probability that stands behind a wrong part of the answer: a label given, or one left out."""
+    scores = {label: score or 0.0 for label, score in line["scores"].items()}
+    reference, prediction = set(line["reference"]), set(line["prediction"])
+    given = [scores.get(label, 0.0) for label in prediction - reference]
+    # In a single-label task the label left out follows from the one given; it counts only where none was given.
+    left_out = [1 - scores.get(label, 0.0) for label in reference - prediction]
+    return max(given if len(reference) == 1 and len(prediction) == 1 else given + left_out, default=0.0)
+
+
+def _mistake(line: Mapping[str, Any], confidence: float) -> Mistake:
+    baseline = line.get("baseline")
+    return Mistake(
+        id=str(line["id"]),
+        text=line["input"][:LONGEST_TEXT],
+        cut=len(line["input"]) > LONGEST_TEXT,
+        reference=tuple(line["reference"]),
+        prediction=tuple(line["prediction"]),
+        baseline=None if baseline is None else tuple(baseline),
+        confidence=confidence,
+    )

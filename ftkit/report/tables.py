@@ -1,0 +1,167 @@
+"""The tables of a report as values: which figure stands where and which is best. How it looks is the renderer's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftkit.records import ClassScore, Comparison, EvalReport
+from ftkit.report import numbers
+
+_MODEL_ORDER = ("majority", "baseline", "adapter", "model", "merged")
+_MODEL_NAMES = {
+    "majority": "Majority class",
+    "baseline": "Base model",
+    "adapter": "Adapter",
+    "merged": "Merged model",
+    "model": "Model",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure with its 95% interval, as shown."""
+
+    value: str
+    interval: str
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    model: str
+    name: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Models against metrics."""
+
+    metrics: tuple[str, ...]
+    rows: tuple[ResultRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """How often one label was taken for another, and the share of that label's rows."""
+
+    reference: str
+    predicted: str
+    count: int
+    share: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One paired comparison in words and figures."""
+
+    first: str
+    second: str
+    metric: str
+    comparison: Comparison
+    outcome: str
+
+
+def model_name(model: str, task: str = "classify") -> str:
+    """What a reader calls a model of eval.json; exports keep their own name."""
+    if model == "baseline" and task == "classify":
+        return "Linear probe on the frozen base"
+    return _MODEL_NAMES.get(model, model)
+
+
+def ordered_models(report: EvalReport) -> list[str]:
+    known = [model for model in _MODEL_ORDER if model in report.models]
+    return known + [model for model in report.models if model not in _MODEL_ORDER]
+
+
+def results(report: EvalReport) -> Results:
+    """All models on the same rows. What is equal to the shown digits is equally good: several may be best."""
+    models = ordered_models(report)
+    metrics = tuple(dict.fromkeys(metric for model in models for metric in report.models[model].metrics))
+    best = {metric: _best(report, metric) for metric in metrics}
+    return Results(
+        metrics,
+        tuple(
+            ResultRow(model, model_name(model, report.task), tuple(_cell(report, model, m, best[m]) for m in metrics))
+            for model in models
+        ),
+    )
+
+
+def compared(report: EvalReport) -> list[Compared]:
+    """Every paired comparison; an outcome other than "undecided" needs an interval without 0."""
+    return [
+        Compared(*pair.split("_vs_", 1), metric=item.metric, comparison=item, outcome=outcome(item))
+        for pair, items in report.comparison.items()
+        for item in items
+    ]
+
+
+def outcome(comparison: Comparison) -> str:
+    low, high = comparison.ci95
+    if low <= 0 <= high:
+        return "undecided"
+    return "better" if (low > 0) != numbers.lower_is_better(comparison.metric) else "worse"
+
+
+def main_model(report: EvalReport) -> str:
+    """The model that the run is about."""
+    return "adapter" if "adapter" in report.models else ordered_models(report)[-1]
+
+
+def main_metric(report: EvalReport) -> str:
+    """The metric of the headline: what the gate asks for, else F1, else the first."""
+    metrics = list(report.models[main_model(report)].metrics)
+    asked = [reason.metric for reason in report.gate.reasons if reason.metric in metrics]
+    return next(iter([*asked, *(m for m in ("f1", "accuracy") if m in metrics), *metrics]))
+
+
+def confused_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]], limit: int) -> list[Pair]:
+    """The most frequent confusions of a single-label task."""
+    pairs = [
+        (count, row, column)
+        for row, counts in enumerate(confusion)
+        for column, count in enumerate(counts)
+        if row != column and count
+    ]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
+    return [
+        Pair(labels[row], labels[column], count, numbers.percent(count, sum(confusion[row])))
+        for count, row, column in pairs[:limit]
+    ]
+
+
+def confusion_cells(confusion: Sequence[Sequence[int]]) -> list[list[dict[str, Any]]]:
+    """Count, share of the row and shade (0 to 1) of each cell of a single-label confusion matrix."""
+    return [
+        [
+            {"count": count, "share": numbers.percent(count, sum(counts)), "shade": round(count / (sum(counts) or 1), 3)}
+            for count in counts
+        ]
+        for counts in confusion
+    ]
+
+
+def weakest_first(scores: Sequence[ClassScore]) -> list[ClassScore]:
+    return sorted(scores, key=lambda score: (score.f1, score.label))
+
+
+def label_counts(per_label: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Rows of each label in each split, in the order of the label set."""
+    return [(label, [counts.get(label, 0) for counts in per_label.values()]) for label in labels]
+
+
+def _best(report: EvalReport, metric: str) -> str | None:
+    values = [scores.metrics.get(metric) for scores in report.models.values()]
+    present = [value for value in values if value is not None]
+    if len(present) < 2:
+        return None
+    return numbers.score(min(present) if numbers.lower_is_better(metric) else max(present))
+
+
+def _cell(report: EvalReport, model: str, metric: str, best: str | None) -> Cell:
+    scores = report.models[model]
+    value = numbers.score(scores.metrics.get(metric))
+    return Cell(value, numbers.interval(scores.ci95.get(metric)), value == best)

@@ -1,0 +1,186 @@
+"""What a run came to, in sentences: the same words in the terminal, the card and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ftkit.records import Comparison, EvalReport, GateReason, Verdict
+from ftkit.report import numbers
+from ftkit.report.story import Story
+from ftkit.report.tables import Compared, main_metric, main_model, model_name, outcome
+
+NO_GATE = "No condition was set: the recipe has no gate, so the result was not judged."
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The verdict: a word or two, and one sentence that says why."""
+
+    tone: Literal["good", "bad", "open", "plain"]
+    label: str
+    sentence: str
+
+
+def headline(story: Story) -> Headline:
+    if story.eval is None:
+        return _without_evaluation(story)
+    tone, label = _judged(story, story.eval.gate)
+    clauses = [_result(story.eval), _gate_clause(story.eval.gate), _proof_clause(story, story.eval.gate)]
+    return Headline(tone, label, "; ".join(clause for clause in clauses if clause) + ".")
+
+
+def compared_line(item: Compared, task: str) -> str:
+    """"Adapter beats …: F1 +0.083 (95% 0.041 to 0.125), p = 0.0004"."""
+    verb = {"better": "beats", "worse": "is worse than", "undecided": "is not shown to differ from"}[item.outcome]
+    found = item.comparison
+    return (
+        f"{_inside(item.first, task)} {verb} {_inside(item.second, task)}: "
+        f"{numbers.metric_name(item.metric)} {numbers.signed(found.difference)} "
+        f"(95% {numbers.interval(found.ci95)}), {numbers.p_value(found.p_value)}"
+    )
+
+
+def rows_to_decide(comparison: Comparison, n: int) -> int | None:
+    """About how many test rows would put 0 outside the interval if the difference stayed as it is.
+
+    The interval narrows with the square root of the rows. None where the difference is too small for that to be of use.
+    """
+    difference = comparison.difference
+    if outcome(comparison) != "undecided" or round(abs(difference), 3) == 0:
+        return None
+    side = comparison.ci95[0] if difference > 0 else comparison.ci95[1]
+    return max(numbers.round_up(n * ((difference - side) / difference) ** 2), n + 1)
+
+
+def reason_line(reason: GateReason) -> str:
+    return f"{numbers.metric_name(reason.metric)}: need {reason.need}, got {reason.got}"
+
+
+def undecided_line(verdict: Verdict) -> str:
+    """Empty where everything was decided."""
+    if not verdict.undecided:
+        return ""
+    return "Too few test rows to decide: " + "; ".join(numbers.metric_name(item) for item in verdict.undecided)
+
+
+def proof_line(merge: Mapping[str, Any]) -> str:
+    """What was compared between adapter and merged model, and what came out."""
+    allowed = merge.get("tolerance", {}).get("max_abs_logit_diff")
+    limit = f" (allowed: {numbers.small(allowed)})" if allowed is not None else ""
+    shown = "is the trained one" if merge["passed"] else "is not shown to be the trained one"
+    rows = f" on {numbers.rows(merge['rows'])}" if merge.get("rows") else ""
+    return (
+        f"The merged model {shown}:{rows} the largest logit difference is "
+        f"{numbers.small(merge['max_abs_logit_diff'])}{limit}, the predictions agree on "
+        f"{agreement(merge['argmax_agreement'])}, and no metric differs by more than {numbers.small(metric_diff(merge))}."
+    )
+
+
+def agreement(share: float) -> str:
+    """A share close to 1, which rounding must not turn into 100%."""
+    return "100%" if share == 1 else f"{min(100 * share, 99.99):.2f}%"
+
+
+def metric_diff(merge: Mapping[str, Any]) -> float | None:
+    """The largest difference of any metric between adapter and merged model."""
+    found = merge.get("metric_diff")
+    if isinstance(found, Mapping):
+        return max((abs(value) for value in found.values() if value is not None), default=None)
+    return found
+
+
+def first_line(error: str) -> str:
+    """The line of error.txt that says what happened: the first, or the last of a traceback."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    if not lines:
+        return "no reason was recorded"
+    line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    return line.removeprefix("error: ").rstrip(".")
+
+
+def _without_evaluation(story: Story) -> Headline:
+    if story.error is None:
+        return Headline("plain", "Not finished", "This run has no evaluation yet; what it has so far stands below.")
+    if story.train is None:
+        why = f"Training failed: {first_line(story.error)}. There is no adapter and nothing was measured."
+        return Headline("bad", "Training failed", why)
+    why = f"The adapter was trained, but its evaluation failed: {first_line(story.error)}. Nothing was measured."
+    return Headline("bad", "Not evaluated", why)
+
+
+def _judged(story: Story, gate: Verdict) -> tuple[Literal["good", "bad", "open", "plain"], str]:
+    if story.merge is not None and not story.merge["passed"]:
+        return "bad", "Not proved"
+    if not gate.passed:
+        open_only = all(reason.passed or reason.metric in gate.undecided for reason in gate.reasons)
+        return ("open", "Gate not decided") if gate.undecided and open_only else ("bad", "Gate not met")
+    if story.error is not None:
+        return "bad", "Not finished"
+    return ("good", "Gate met") if gate.reasons else ("plain", "No condition set")
+
+
+def _inside(model: str, task: str) -> str:
+    """A model's name inside a sentence: "the linear probe on the frozen base"."""
+    name = model_name(model, task)
+    return f"the {name[0].lower()}{name[1:]}" if name != model else name
+
+
+def _result(report: EvalReport) -> str:
+    model, metric = main_model(report), main_metric(report)
+    name, rows = numbers.metric_name(metric), f"{numbers.count(report.n)} held-out row{'' if report.n == 1 else 's'}"
+    value = numbers.score(report.models[model].metrics.get(metric))
+    for other in ("baseline", "majority"):
+        found = next((c for c in report.comparison.get(f"{model}_vs_{other}", ()) if c.metric == metric), None)
+        if found is not None and other in report.models:
+            against = numbers.score(report.models[other].metrics.get(metric))
+            figures = f"{name} {value} against {against} on {rows} ({_difference(found)})"
+            return _claim(_inside(model, report.task), _inside(other, report.task), figures, found, report.n)
+    interval = report.models[model].ci95.get(metric)
+    beside = f" (95% {numbers.interval(interval)})" if interval else ""
+    subject = _inside(model, report.task)
+    return f"{subject[0].upper()}{subject[1:]} reaches {name} {value}{beside} on {rows}, compared with no other model"
+
+
+def _claim(model: str, other: str, figures: str, found: Comparison, n: int) -> str:
+    came_out = outcome(found)
+    if came_out == "better":
+        return f"The {model.removeprefix('the ')} beats {other}: {figures}"
+    if came_out == "worse":
+        return f"The {model.removeprefix('the ')} is worse than {other}: {figures}"
+    ahead = found.difference if not numbers.lower_is_better(found.metric) else -found.difference
+    needed = rows_to_decide(found, n)
+    if needed is None:
+        return f"No difference between {model} and {other} is seen: {figures}"
+    if ahead < 0:
+        return f"The {model.removeprefix('the ')} does not beat {other}: {figures}, and is not shown to be worse either"
+    more = f"about {numbers.count(needed)} test rows would decide a difference of this size"
+    return f"It is not decided whether {model} beats {other}: {figures}; {more}"
+
+
+def _difference(found: Comparison) -> str:
+    return f"difference {numbers.signed(found.difference)}, 95% {numbers.interval(found.ci95)}"
+
+
+def _gate_clause(gate: Verdict) -> str:
+    if not gate.reasons:
+        return "the recipe sets no condition" if gate.passed else "the gate is not met"
+    if gate.passed:
+        return "the gate is met"
+    failed = ", ".join(reason_line(reason) for reason in gate.reasons if not reason.passed)
+    return f"the gate is not met ({failed}), so nothing was merged"
+
+
+def _proof_clause(story: Story, gate: Verdict) -> str:
+    merge = story.merge
+    if merge is None:
+        if gate.passed and story.error is not None:
+            return f"what came after failed: {first_line(story.error)}"
+        return "it was not merged, as the recipe asks" if story.planned("recipe", "merge") is False else ""
+    found = f"largest logit difference {numbers.small(merge['max_abs_logit_diff'])}"
+    if merge["passed"]:
+        return f"the merged model is the trained one ({found})"
+    allowed = merge.get("tolerance", {}).get("max_abs_logit_diff")
+    limit = f", allowed {numbers.small(allowed)}" if allowed is not None else ""
+    return f"the merged model is not shown to be the trained one ({found}{limit}), so there is no folder named merged"
