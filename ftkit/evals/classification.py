@@ -61,7 +61,7 @@ def score_classification(
     resampled = _resample(defined, references, predictions, probabilities, seed=seed, resamples=resamples)
     intervals = {name: statistics.percentile_interval(drawn) for name, drawn in resampled.items()}
     scores = ModelScores(
-        metrics=dict(values),
+        metrics={name: value for name, value in values.items()},
         ci95={name: interval for name, interval in intervals.items() if interval is not None},
         per_class=_per_class(references, predictions, labels, multi_label),
         confusion=_confusion(references, predictions, len(labels), multi_label),

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from ftkit.evals.section import LOWER_IS_BETTER, Bound, Gate, MetricName
 from ftkit.records import Comparison, GateReason, ModelScores, Verdict
 
+# A difference below this is rounding, and no number of rows would decide it.
+NOTHING = 1e-9
+
 
 def judge(
     gate: Gate, candidate: ModelScores, baseline: ModelScores | None, comparisons: Sequence[Comparison], *, n: int
@@ -42,10 +45,10 @@ def rows_to_decide(comparison: Comparison, n: int) -> int | None:
     sign = -1 if comparison.metric in LOWER_IS_BETTER else 1
     ahead = sign * comparison.difference
     worst = min(sign * end for end in comparison.ci95)
-    if ahead <= 0 or worst > 0:
+    if ahead < NOTHING or worst > 0:
         return None
     needed = max(n * ((ahead - worst) / ahead) ** 2, n + 1)
-    step = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    step: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
     return math.ceil(needed / step) * step
 
 

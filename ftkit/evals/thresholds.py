@@ -33,12 +33,12 @@ def apply_thresholds(
     if multi_label:
         if len(thresholds) not in (0, columns):
             raise ValueError(f"{len(thresholds)} thresholds for {columns} labels")
-        return (probabilities >= np.array(thresholds or FIXED)).astype(np.int64)
+        return np.asarray(probabilities >= np.array(thresholds or FIXED), dtype=np.int64)
     if not thresholds:
-        return probabilities.argmax(axis=1).astype(np.int64)
+        return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
     if columns != 2 or len(thresholds) != 1:
         raise ValueError(f"{len(thresholds)} thresholds for one of {columns} labels")
-    return (probabilities[:, 1] >= thresholds[0]).astype(np.int64)
+    return np.asarray(probabilities[:, 1] >= thresholds[0], dtype=np.int64)
 
 
 def tune_thresholds(
@@ -46,8 +46,9 @@ def tune_thresholds(
 ) -> tuple[float, ...]:
     """The thresholds with the best F1 on the validation rows (references [n] or [n, K], probabilities [n, K]).
 
-    Two labels: one threshold, on the second label's probability, for the F1 that is reported (``average``). Multi-label:
-    one for each label, for that label's F1, which makes the macro average the best there is (Lipton et al. 2014).
+    Two labels: one threshold, on the second label's probability, for the F1 that is reported (``average``).
+    Multi-label: one for each label, for that label's F1, which makes the macro average the best there is (Lipton et al.
+    2014); a label without a row keeps 0.5.
     """
     if multi_label:
         columns = zip((references == 1).T, probabilities.T, strict=True)

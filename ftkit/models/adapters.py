@@ -5,6 +5,7 @@ Adding a method is one class here plus its name in the ``Adapter`` union at the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -50,8 +51,12 @@ class Lora(Section):
             raise ValueError("init: pissa needs the base's full weights, not 4 bits. Remove init or quantize.")
         return self
 
-    def peft_config(self, modules_to_save: list[str], exclude: list[str]) -> PeftConfig:
-        """PEFT's configuration for a sequence classifier whose new head is ``modules_to_save``."""
+    def peft_config(self, head: Sequence[str], exclude: Sequence[str], *, transposed: bool) -> PeftConfig:
+        """PEFT's configuration for a sequence classifier.
+
+        ``head``: modules trained whole and saved with the adapter; ``exclude``: modules that get no update;
+        ``transposed``: the base keeps its weights as (in x out), as GPT-2 does.
+        """
         from peft import LoraConfig
 
         return LoraConfig(
@@ -60,8 +65,9 @@ class Lora(Section):
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
             lora_dropout=self.dropout,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
-            exclude_modules=exclude,
-            modules_to_save=modules_to_save,
+            exclude_modules=list(exclude),
+            modules_to_save=list(head),
+            fan_in_fan_out=transposed,
             use_dora=self.dora,
             use_rslora=self.rslora,
             init_lora_weights="pissa" if self.init == "pissa" else True,
@@ -78,6 +84,29 @@ class Ia3(Section):
     feedforward: tuple[str, ...] | None = Field(
         None, description="Those of the targets whose input is rescaled instead of their output."
     )
+
+    def peft_config(self, head: Sequence[str], exclude: Sequence[str], *, transposed: bool) -> PeftConfig:
+        """As ``Lora.peft_config``."""
+        from peft import IA3Config
+
+        return IA3Config(
+            task_type="SEQ_CLS",
+            target_modules=None if self.targets is None else list(self.targets),
+            feedforward_modules=None if self.feedforward is None else list(self.feedforward),
+            exclude_modules=list(exclude),
+            modules_to_save=list(head),
+            fan_in_fan_out=transposed,
+        )
+
+    @property
+    def lr_ratio(self) -> None:
+        """LoRA+ is LoRA's alone."""
+        return None
+
+    @property
+    def quantize(self) -> None:
+        """Four-bit bases are LoRA's alone."""
+        return None
 
     @model_validator(mode="after")
     def _feedforward_is_targeted(self) -> Ia3:

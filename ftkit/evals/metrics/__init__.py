@@ -10,5 +10,6 @@ multi-label rows are 0 or 1 of shape [n, K], probabilities are of shape [n, K].
 Beside ``compute``, a module gives ``resample(weights, *, references, predictions, probabilities)``: the metric in each
 of B resamples, where ``weights`` [B, n] holds how often a resample drew each row. It returns [B] values, nan where the
 metric is undefined. Counts are then matrix products, and a bootstrap takes a fraction of a second.
-A new metric is a file here, its name in ``MetricName`` (ftkit/evals/section.py) and a line in tests/test_evals_metrics.py.
+A new metric is a file here, its name in ``MetricName`` (ftkit/evals/section.py), and a line in
+tests/test_evals_metrics.py.
 """

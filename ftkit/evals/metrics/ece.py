@@ -25,7 +25,7 @@ class Ece(evaluate.Metric):
         column = datasets.Sequence(row) if str(self.config_name).startswith("multilabel") else row
         return evaluate.MetricInfo(
             description=__doc__,
-            citation="Guo, C., Pleiss, G., Sun, Y., & Weinberger, K. Q. (2017). On calibration of modern neural networks.",
+            citation="Guo, Pleiss, Sun, & Weinberger (2017). On calibration of modern neural networks.",
             inputs_description="references: [n] label numbers, or [n, K] of 0 and 1; probabilities: [n, K].",
             features=datasets.Features(
                 {"references": column, "probabilities": datasets.Sequence(datasets.Value("float64"))}
@@ -47,8 +47,7 @@ class Ece(evaluate.Metric):
             right = probabilities.argmax(axis=1, keepdims=True) == references[:, None]
         edges = np.arange(1, BINS) / BINS
         bins = np.searchsorted(edges, confidence, side="left")  # a bin holds its upper edge
-        gaps = np.stack(
-            [((right - confidence) * (bins == index)).sum(axis=1) for index in range(BINS)], axis=1
-        )  # [n, 15]
+        gap = right - confidence
+        gaps = np.stack([np.where(bins == index, gap, 0).sum(axis=1) for index in range(BINS)], axis=1)  # [n, 15]
         decisions = weights.sum(axis=1) * confidence.shape[1]
         return np.asarray(np.abs(weights @ gaps).sum(axis=1) / decisions)

@@ -25,7 +25,7 @@ class LogLoss(evaluate.Metric):
         column = datasets.Sequence(row) if str(self.config_name).startswith("multilabel") else row
         return evaluate.MetricInfo(
             description=__doc__,
-            citation="Good, I. J. (1952). Rational decisions. Journal of the Royal Statistical Society B.",
+            citation="Good (1952). Rational decisions. Journal of the Royal Statistical Society B.",
             inputs_description="references: [n] label numbers, or [n, K] of 0 and 1; probabilities: [n, K].",
             features=datasets.Features(
                 {"references": column, "probabilities": datasets.Sequence(datasets.Value("float64"))}

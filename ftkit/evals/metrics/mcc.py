@@ -24,7 +24,7 @@ class Mcc(evaluate.Metric):
         row = datasets.Value("int32")
         return evaluate.MetricInfo(
             description=__doc__,
-            citation="Gorodkin, J. (2004). Comparing two K-category assignments by a K-category correlation coefficient.",
+            citation="Gorodkin (2004). Comparing two K-category assignments by a K-category correlation coefficient.",
             inputs_description="references and predictions: [n] label numbers.",
             features=datasets.Features({"references": row, "predictions": row}),
         )

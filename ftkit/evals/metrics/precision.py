@@ -31,7 +31,7 @@ class Precision(evaluate.Metric):
         column = datasets.Sequence(row) if self._multi_label() else row
         return evaluate.MetricInfo(
             description=__doc__,
-            citation="van Rijsbergen, C. J. (1979). Information Retrieval, 2nd edition.",
+            citation="van Rijsbergen (1979). Information Retrieval, 2nd edition.",
             inputs_description="references and predictions: [n] label numbers, or [n, K] of 0 and 1 (multilabel).",
             features=datasets.Features({"references": column, "predictions": column}),
         )

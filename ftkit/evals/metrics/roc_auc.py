@@ -24,7 +24,7 @@ class RocAuc(evaluate.Metric):
         column = datasets.Sequence(row) if str(self.config_name).startswith("multilabel") else row
         return evaluate.MetricInfo(
             description=__doc__,
-            citation="Hanley, J. A., & McNeil, B. J. (1982). The meaning and use of the area under a ROC curve.",
+            citation="Hanley & McNeil (1982). The meaning and use of the area under a ROC curve.",
             inputs_description="references: [n] label numbers, or [n, K] of 0 and 1; probabilities: [n, K].",
             features=datasets.Features(
                 {"references": column, "probabilities": datasets.Sequence(datasets.Value("float64"))}

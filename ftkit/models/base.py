@@ -1,0 +1,194 @@
+"""Loads a base model with a classification head, its tokenizer, and a trained adapter on top of it.
+
+Everything is loaded through the public classes of transformers and peft; the real module tree decides what is head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftkit.errors import MachineError, Problem, RecipeError
+from ftkit.models.locate import BaseFiles
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ftkit.models.adapters import Adapter
+
+_BLOCK = 64  # bitsandbytes quantises weights in blocks of this many values
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A model with a head over ``labels``. ``head``: the full names of the modules the base's checkpoint lacks."""
+
+    model: PreTrainedModel
+    head: tuple[str, ...]
+
+
+def quiet_libraries() -> None:
+    """Progress bars and chatter of the libraries off: what matters is said by ftkit."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def load_tokenizer(files: BaseFiles, *, max_length: int | None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, padding on the right, with a pad token, cutting at ``max_length`` where that is given.
+
+    A tokenizer without a pad token (GPT-2, Llama) pads with its end token: the mask and the pooled position, not the
+    token, say what is padding. Raises MachineError where it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise MachineError(
+            f"the tokenizer of {files.name} cannot be loaded", [Problem("", "base", f"{_first_line(error)}")]
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise MachineError(
+            f"the tokenizer of {files.name} has no pad, end or unknown token",
+            [Problem("", "base", "Add a pad_token to its tokenizer_config.json.")],
+        )
+    tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "right"
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
+    return tokenizer
+
+
+def load_classifier(
+    files: BaseFiles,
+    labels: Sequence[str],
+    *,
+    multi_label: bool,
+    pad_token_id: int,
+    dtype: torch.dtype,
+    seed: int,
+    trust_remote_code: bool = False,
+    skip_quantising: Sequence[str] | None = None,
+) -> Classifier:
+    """The base with a new head whose random weights depend on ``seed`` alone.
+
+    ``skip_quantising`` not None: the base is quantised to NF4 but for these modules, which must hold the head.
+    Raises MachineError where the files are damaged or of a model type without a classification head.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    files.weights()
+    settings: dict[str, Any] = {}
+    if skip_quantising is not None:
+        settings["quantization_config"] = _nf4(list(skip_quantising))
+    torch.manual_seed(seed)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            files.folder,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            problem_type="multi_label_classification" if multi_label else "single_label_classification",
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **settings,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise MachineError(f"{files.name} cannot be loaded", [Problem("", "base", _first_line(error))]) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        fix = "Its weights are damaged. Fetch the model again."
+        raise MachineError(f"{files.name} cannot be loaded", [Problem("", "base", f"{error}. {fix}")]) from error
+    model.config.get_text_config().pad_token_id = pad_token_id
+    model.config.pad_token_id = pad_token_id
+    lacking = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    return Classifier(model, _head_modules(model, lacking))
+
+
+def with_new_adapter(classifier: Classifier, adapter: Adapter) -> PreTrainedModel:
+    """Puts a fresh adapter on a classifier; the head is trained whole. Raises RecipeError where PEFT refuses it."""
+    from peft import get_peft_model, prepare_model_for_kbit_training
+    from transformers.pytorch_utils import Conv1D
+
+    model = classifier.model
+    if adapter.quantize:
+        _check_blocks(model)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    inside = [name for name, _ in model.named_modules() if _is_within(name, classifier.head)]
+    config: PeftConfig = adapter.peft_config(classifier.head, inside, transposed=transposed)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        fix = "Name the modules to adapt under adapter.targets."
+        raise RecipeError("the adapter does not fit the base", [Problem("", "adapter", f"{_first_line(error)} {fix}")]) from error
+
+
+def with_saved_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The adapter in ``folder`` (plain PEFT) on a base classifier, for inference."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder)
+
+
+def _head_modules(model: PreTrainedModel, lacking: Sequence[str]) -> tuple[str, ...]:
+    """The largest modules all of whose parameters the checkpoint lacks, and the classifier itself in any case."""
+    parameters = [name for name, _ in model.named_parameters()]
+    known = {"classifier", "score"} & {name for name, _ in model.named_children()}
+    missing = set(lacking) | {name for name in parameters if name.split(".")[0] in known}
+    whole = [
+        name
+        for name, module in model.named_modules()
+        if name and (own := [f"{name}.{inner}" for inner, _ in module.named_parameters()]) and missing.issuperset(own)
+    ]
+    return tuple(name for name in whole if not _is_within(name, [other for other in whole if other != name]))
+
+
+def _is_within(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _nf4(skip: list[str]) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def _check_blocks(model: PreTrainedModel) -> None:
+    """Raises MachineError where a quantised layer's shape is no multiple of bitsandbytes' block."""
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit) and (module.in_features % _BLOCK or module.out_features % _BLOCK):
+            shape = f"{module.in_features} x {module.out_features}"
+            raise MachineError(
+                "the base cannot be quantised to 4 bits",
+                [Problem("", "adapter.quantize", f"{name} is {shape}; sizes must be multiples of {_BLOCK}. Use a lora preset.")],
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
