@@ -26,6 +26,7 @@ _BANDS = 25
 _PERMUTATIONS = 5 * _BANDS
 _SEED = 42
 _CHUNK = 2048
+_ROUNDING = 1e-6
 # Thai to Myanmar, kana, and the ideographs, where a character is counted as a word; Korean has spaces.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
@@ -66,7 +67,7 @@ def exact_matches(rows: Iterable[Example], others: Iterable[Example]) -> list[Ma
 
 
 def near_matches(rows: Sequence[Example], others: Iterable[Example]) -> list[Match]:
-    """Each of ``rows`` that is nearly the same as one of ``others``, with the most similar row there.
+    """Each of ``rows`` that is nearly the same as one of ``others``, with the first such row there.
 
     Rows with exactly the same text are not compared here: give ``rows`` without those. ``others`` is streamed.
     """
@@ -78,20 +79,35 @@ def near_matches(rows: Sequence[Example], others: Iterable[Example]) -> list[Mat
     index = RMinHashLSH(NEAR, _PERMUTATIONS, _BANDS)
     hashes = RMinHash.from_token_sets(list(words.values()), _PERMUTATIONS, _SEED)
     index.insert_pairs(list(zip(words, hashes, strict=True)))
-    best: dict[int, tuple[float, Example]] = {}
+    signatures = {key: _signature(found) for key, found in words.items()}
+    matches: dict[int, Match] = {}
     for chunk in _chunks((other, found) for other in others if len(found := _words(other.text)) >= FEWEST_WORDS):
         hashes = RMinHash.from_token_sets([found for _, found in chunk], _PERMUTATIONS, _SEED)
         for (other, found), keys in zip(chunk, index.query_all(hashes), strict=True):
-            for key in set(keys):
+            signature, size = _signature(found), len(found)
+            for key in keys:
+                # Rows made from one template are all candidates of each other, millions of pairs that differ in few
+                # words; this test, which no pair at the threshold fails, takes a fifth of the time of the sets.
+                differing = (signatures[key] ^ signature).bit_count()
+                if differing * (1 + NEAR) > (len(words[key]) + size) * (1 - NEAR) + _ROUNDING or key in matches:
+                    continue
                 similarity = _jaccard(words[key], found)
-                # The first of several equally similar rows stays, so the order of a set does not matter.
-                if similarity >= NEAR and similarity > best.get(key, (0.0, None))[0]:
-                    best[key] = (similarity, other)
-    return [Match(rows[key], other, similarity, exact=False) for key, (similarity, other) in sorted(best.items())]
+                if similarity >= NEAR:
+                    matches[key] = Match(rows[key], other, similarity, exact=False)
+                    index.remove(key)
+    return [matches[key] for key in sorted(matches)]
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(normalised(text)))
+
+
+def _signature(words: frozenset[str]) -> int:
+    """256 bits, of which each word sets one: two sets differ in at least as many words as their signatures in bits."""
+    bits = 0
+    for word in words:
+        bits |= 1 << (hash(word) & 255)  # hash changes from process to process; only the time depends on it
+    return bits
 
 
 def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:

@@ -15,6 +15,7 @@ Broken = tuple[Key, str]
 _SINGLE_LABEL_ONLY = ("mcc",)
 _SMALLEST = {"mcc": -1.0}
 _UNBOUNDED = ("log_loss",)
+_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")  # a hub id or a folder may hold all three splits
 
 
 def of_task(task: Task) -> Iterator[Broken]:
@@ -38,7 +39,7 @@ def of_data(data: Data) -> Iterator[Broken]:
     yield from _misplaced_shares(sources)
     for name, earlier in (("valid", "train"), ("test", "train"), ("test", "valid")):
         for index, source in enumerate(sources[name]):
-            if parse_share(source) is None and source in sources[earlier]:
+            if source.endswith(_FILES) and source in sources[earlier]:
                 key = (name,) if isinstance(getattr(data, name), str) else (name, index)
                 yield key, f"{source} is also in data.{earlier}. Rows that are measured on must be others: remove one."
 

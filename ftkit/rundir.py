@@ -1,0 +1,169 @@
+"""The folder of a run: its names, its lock, and which stages are done."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ftkit.errors import Problem, RecipeError
+from ftkit.files import sha256_file, write_json, write_text
+
+RUNS = Path("runs")
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run. A stage is done when its last file stands: train.json, eval.json, merge.json, manifest.json."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def train_log(self) -> Path:
+        return self.folder / "train.jsonl"
+
+    @property
+    def train(self) -> Path:
+        return self.folder / "train.json"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / "predictions.jsonl"
+
+    @property
+    def eval(self) -> Path:
+        return self.folder / "eval.json"
+
+    @property
+    def merge(self) -> Path:
+        return self.folder / "merge.json"
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "merged"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def error(self) -> Path:
+        return self.folder / "error.txt"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def start(self, recipe_text: str) -> None:
+        """Makes the folder with the recipe in it, and points ``latest`` beside it to it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.recipe, recipe_text)
+        link = self.folder.parent / "latest"
+        if self.folder.parent.parent.name == RUNS.name and (link.is_symlink() or not link.exists()):
+            fresh = link.with_name(f".latest.{os.getpid()}")
+            try:
+                fresh.symlink_to(self.folder.name)
+                os.replace(fresh, link)
+            except OSError:
+                # Windows without the right to make links: ``latest`` is a convenience, runs are found by their names.
+                fresh.unlink(missing_ok=True)
+
+    def write_manifest(self) -> None:
+        """The hash and size of every file of the run; written last."""
+        files = [
+            path
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path not in (self.manifest, self.folder / _LOCK) and not path.name.startswith(".")
+        ]
+        entries = {
+            path.relative_to(self.folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            for path in files
+        }
+        write_json(self.manifest, entries)
+
+    def forget_checkpoints(self) -> None:
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One writer at a time. The lock of an owner that is gone is taken over, as the system releases it.
+
+        Raises RecipeError that names the owner where another process writes here.
+        """
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        owner = self.folder / ".owner"
+        lock = FileLock(self.folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
+            raise RecipeError(
+                f"{self.folder} is in use", [Problem("", "--out", f"{who} writes to it. Wait for it, or choose another folder.")]
+            ) from None
+        try:
+            write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+
+def new_run(name: str) -> RunDir:
+    """A fresh folder under runs/NAME, named by the time (UTC) and four random letters; nothing is made yet."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return RunDir(RUNS / name / f"{stamp}-{secrets.token_hex(2)}")
+
+
+def find_run(text: str) -> RunDir:
+    """A run by its folder, by a recipe's name (its latest run), or by name/run-id. Raises RecipeError for none."""
+    for folder in (Path(text), RUNS / text, RUNS / text / "latest"):
+        if (folder / "recipe.yaml").exists():
+            return RunDir(Path(os.path.relpath(folder.resolve())) if not folder.is_absolute() else folder.resolve())
+    runs = latest_runs(RUNS / text)
+    if runs:
+        return runs[-1]
+    known = sorted(path.name for path in RUNS.iterdir() if path.is_dir()) if RUNS.is_dir() else []
+    have = f"Runs here: {', '.join(known)}." if known else "There is no run here yet: ftkit run RECIPE makes one."
+    raise RecipeError(f"no run {text}", [Problem("", "RUN", f"Give a run's folder, a recipe's name, or name/run-id. {have}")])
+
+
+def latest_runs(folder: Path) -> list[RunDir]:
+    """The runs in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return [RunDir(path.parent) for path in sorted(folder.glob("*/recipe.yaml")) if not path.parent.is_symlink()]
+
+
+def read_log(path: Path) -> list[dict[str, object]]:
+    """The lines of a JSONL log; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
