@@ -19,10 +19,14 @@ _SECONDS_BETWEEN_PLAIN_LINES = 5.0
 
 
 class Console:
-    """Says what happens. ``quiet`` keeps stages and progress back; warnings and errors are always said."""
+    """Says what happens. ``quiet`` keeps stages and progress back; warnings and errors are always said.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    ``results=False`` keeps results for people back, where JSON is to stand alone on stdout.
+    """
+
+    def __init__(self, *, quiet: bool = False, results: bool = True) -> None:
         self._quiet = quiet
+        self._results = results
         self._started = time.monotonic()
 
     def stage(self, title: str) -> None:
@@ -81,6 +85,8 @@ class Console:
 
     def result(self, renderable: RenderableType) -> None:
         """Prints a result to stdout: text as it is, or anything that rich can render."""
+        if not self._results:
+            return
         if isinstance(renderable, str):
             print(renderable, flush=True)
         else:

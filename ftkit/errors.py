@@ -33,7 +33,10 @@ class Problem:
 
 
 class FtkitError(Exception):
-    """A refusal with a headline, any number of problems below it, and an exit code."""
+    """A refusal with a headline, any number of problems below it, and an exit code.
+
+    ``run``: the folder of the run that it ended, where there is one.
+    """
 
     exit_code = 1
 
@@ -41,6 +44,7 @@ class FtkitError(Exception):
         super().__init__(headline)
         self.headline = headline
         self.problems = tuple(problems)
+        self.run: str | None = None
 
     @classmethod
     def in_file(cls, source: str, problems: Sequence[Problem]) -> FtkitError:

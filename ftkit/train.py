@@ -64,7 +64,7 @@ def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Consol
             if micro == 1:
                 fix = "Lower train.max_length, or use the qlora preset or a smaller base."
                 raise TrainingFailed("memory ran out with one row at a time", [Problem("", "train", fix)]) from error
-        micro = max(1, micro // 2)
+        micro = next(size for size in range(micro // 2, 0, -1) if job.section.batch_size % size == 0)
         console.warn(f"memory ran out; {micro} rows at a time from here on, still {job.section.batch_size} a step")
         resume = False
         run.forget_checkpoints()
@@ -78,7 +78,7 @@ class _Training:
     def __init__(self, job: Job, run: RunDir, seed: int, machine: Machine, console: Console, micro: int) -> None:
         self.job, self.run, self.seed, self.machine, self.console = job, run, seed, machine, console
         self.micro = micro
-        self.accumulate = math.ceil(job.section.batch_size / micro)
+        self.accumulate = job.section.batch_size // micro
         self.best = run.checkpoints / "best"
         self.initial = run.checkpoints / "initial"
         self.best_note: dict[str, Any] = {}

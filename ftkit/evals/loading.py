@@ -3,7 +3,8 @@
 ``evaluate.load`` copies a module into a cache before it imports it, and makes a folder for its data. Both go to a
 temporary folder of this process (TMPDIR directs it), which is removed when the process ends: never the user's home, and
 no two processes share one. The cache of modules has no argument, only the variable HF_MODULES_CACHE, which evaluate
-reads once, when it is imported; it is put back at once, because transformers reads the same variable.
+reads once, when it is imported. transformers keeps remote code there as well, so it is imported before the variable is
+set (evaluate imports it anyway), and the variable is put back at once.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def measure(
 @cache
 def _evaluate() -> tuple[Any, Path]:
     """The library, and this process's folder for what it writes."""
+    import datasets  # noqa: F401  reads HF_MODULES_CACHE, as transformers does
+    import transformers  # noqa: F401
+
     scratch = Path(tempfile.mkdtemp(prefix="ftkit-metrics-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     before = os.environ.get("HF_MODULES_CACHE")

@@ -90,7 +90,7 @@ class Keys:
     def __init__(self, schema: Schema) -> None:
         self._root = schema
         self._definitions: Mapping[str, Schema] = schema.get("$defs", {})
-        self._paths = tuple(dict.fromkeys(self._walk(schema, ())))
+        self.paths = tuple(dict.fromkeys(self._walk(schema, ())))
 
     def forms(self, key: Key, data: Any) -> list[Schema]:
         """What may stand at ``key``: a schema for each form. A union's type is read from ``data``, the recipe."""
@@ -124,15 +124,15 @@ class Keys:
         for name in (plain, target):
             if name in here and name != word:
                 return name
-        elsewhere = [path for path in self._paths if path[-1] == target and path[:-1] != parent]
+        elsewhere = [path for path in self.paths if path[-1] == target and path[:-1] != parent]
         below = [path for path in elsewhere if path[: len(parent)] == parent]
         if 1 <= len(below or elsewhere) <= 3:
             return " or ".join(_shown(path, parent) for path in below or elsewhere)
         near = get_close_matches(plain, here, n=1, cutoff=0.6)
         if near:
             return near[0]
-        far = get_close_matches(plain, sorted({str(path[-1]) for path in self._paths}), n=1, cutoff=0.8)
-        found = [path for path in self._paths if far and path[-1] == far[0] and path[:-1] != parent]
+        far = get_close_matches(plain, sorted({str(path[-1]) for path in self.paths}), n=1, cutoff=0.8)
+        found = [path for path in self.paths if far and path[-1] == far[0] and path[:-1] != parent]
         return " or ".join(_shown(path, parent) for path in found) if 1 <= len(found) <= 3 else ""
 
     def _forms(self, schema: Schema) -> Iterator[Schema]:
@@ -172,10 +172,8 @@ def choices(form: Schema) -> list[str]:
 
 
 def in_words(form: Schema) -> str:
-    """What a form asks for, to follow "Write "."""
+    """What a form that is no choice of words asks for, to follow "Write "."""
     kind = form.get("type")
-    if choices(form):
-        return " or ".join(_listed(sorted(choices(form))))
     if kind == "string":
         return str(form.get("patternErrorMessage", "text"))
     if kind == "boolean":
@@ -197,10 +195,6 @@ def _range(form: Schema) -> str:
     bounds["exclusiveMaximum"] = "below"
     found = [f"{words} {form[name]:.10g}" for name, words in bounds.items() if name in form]
     return f" {' and '.join(found)}" if found else ""
-
-
-def _listed(words: list[str]) -> list[str]:
-    return words if len(words) < 3 else [", ".join(words[:-1]), words[-1]]
 
 
 def _step(data: Any, step: str | int) -> Any:

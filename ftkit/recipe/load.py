@@ -46,17 +46,18 @@ def load(path: Path, overrides_: Sequence[str] = ()) -> LoadedRecipe:
     shown = str(path)
     document = read_file(path, shown)
     root, wrong = overrides.apply(document.root, overrides_)
-    root, unexpanded = presets.expand(root, path.resolve().parent)
-    flaws = [*document.flaws, *wrong, *unexpanded]
+    expanded, unfit = presets.expand(root, path.resolve().parent)
+    adapter_failed = bool(unfit) and expanded is root
+    flaws = [*document.flaws, *wrong, *unfit]
     try:
         # Strict types with lists for tuples are what pydantic calls JSON mode.
-        recipe = Recipe.model_validate_json(json.dumps(root.plain()))
+        recipe = Recipe.model_validate_json(json.dumps(expanded.plain()))
     except ValidationError as error:
-        found = messages.flaws(error, root)
-        flaws += [flaw for flaw in found if not (unexpanded and flaw.subject.split(".")[0] == "adapter")]
+        found = messages.flaws(error, expanded)
+        flaws += [flaw for flaw in found if not (adapter_failed and flaw.subject.split(".")[0] == "adapter")]
     if flaws:
         raise RecipeError.in_file(shown, _problems(flaws, shown))
-    return LoadedRecipe(recipe, path, document.text, sha256_text(document.text), tuple(overrides_), root.origins())
+    return LoadedRecipe(recipe, path, document.text, sha256_text(document.text), tuple(overrides_), expanded.origins())
 
 
 def _problems(flaws: Iterable[Flaw], recipe: str) -> list[Problem]:

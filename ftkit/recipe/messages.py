@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,27 +25,31 @@ _KEY_ITSELF = "[key]"  # how pydantic marks an error in a mapping's key
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One of pydantic's errors: the user's key path, and the key paths at which a branch of a union was tried."""
+    """One of pydantic's errors, at the user's key path; ``in_key``: it is about the name of the last key."""
 
     kind: str
     key: Key
-    branches: tuple[Key, ...]
     context: dict[str, Any]
     in_key: bool
+
+
+@cache
+def recipe_keys() -> Keys:
+    return Keys(Recipe.model_json_schema())
 
 
 def flaws(error: ValidationError, root: Node) -> list[Flaw]:
     """Everything that pydantic refused, each thing once, at the line of its key."""
     data = root.plain()
-    keys = Keys(Recipe.model_json_schema())
+    keys = recipe_keys()
     # In JSON mode and without the input: what was got is shown from the tree, as it was written.
     details = error.errors(include_url=False, include_input=False)
     found = [_locate(detail["type"], detail["loc"], detail.get("ctx", {}), data) for detail in details]
-    deeper = {branch for one in found for branch in one.branches if len(one.key) > len(branch)}
+    above = {one.key[:length] for one in found for length in range(len(one.key))}
     said: dict[Flaw, None] = {}
     for one in found:
-        if one.kind not in _SAID and one.key in one.branches and one.key in deeper:
-            continue  # another branch of the union got further: its error is the one to fix
+        if one.kind not in _SAID and one.key in above:
+            continue  # follows from what is wrong below: the other forms of a union, a list that lacks its bad items
         for key, message in _say(one, keys, root, data):
             node = root.nearest(key)
             said[Flaw(node.file, node.line, show_key(key), message)] = None
@@ -54,7 +59,6 @@ def flaws(error: ValidationError, root: Node) -> list[Flaw]:
 def _locate(kind: str, location: tuple[int | str, ...], context: dict[str, Any], data: Any) -> _Found:
     """Tells keys from the labels that pydantic puts between them (the tag of a union, the type of a branch)."""
     key: list[int | str] = []
-    branches: list[Key] = []
     for index, step in enumerate(location):
         last = index == len(location) - 1
         known = step in data if isinstance(data, dict) else isinstance(data, list) and isinstance(step, int)
@@ -63,9 +67,7 @@ def _locate(kind: str, location: tuple[int | str, ...], context: dict[str, Any],
             data = data[step]
         elif last and kind == "missing" and isinstance(data, dict):
             key.append(step)
-        elif step != _KEY_ITSELF:
-            branches.append(tuple(key))
-    return _Found(kind, tuple(key), tuple(branches), context, _KEY_ITSELF in location[-1:])
+    return _Found(kind, tuple(key), context, _KEY_ITSELF in location[-1:])
 
 
 def _say(found: _Found, keys: Keys, root: Node, data: Any) -> Iterator[tuple[Key, str]]:
@@ -124,18 +126,18 @@ def _wrong(key: Key, keys: Keys, root: Node, data: Any) -> str:
     forms = keys.forms(key, data)
     got = root.nearest(key)
     kinds = {form.get("type") for form in forms if not choices(form)}
-    words = [word for form in forms for word in choices(form)]
+    words = sorted(word for form in forms for word in choices(form))
     if "string" in kinds and isinstance(got.value, bool | int | float):
         return f'got {got.written}. Write "{got.written}" in quotes.'
     if words and isinstance(got.value, str):
         hint = did_you_mean(got.value, words)
         if not kinds:
-            return f"{' '.join(filter(None, (f'got {show(got)}.', hint)))} Choices: {', '.join(sorted(words))}."
+            return f"{' '.join(filter(None, (f'got {show(got)}.', hint)))} Choices: {', '.join(words)}."
         if hint:
             return f"got {show(got)}. {hint}"
     if kinds & {"integer", "number"} and isinstance(got.value, str) and _is_number(got.value):
         return f"got {show(got)}, which is text. Write {got.value} without quotes."
-    need = " or ".join(dict.fromkeys(in_words(form) for form in forms))
+    need = " or ".join(dict.fromkeys([*words, *(in_words(form) for form in forms if not choices(form))]))
     optional = key and got.value is None and not isinstance(key[-1], int) and not keys.required(key, data)
     return f"got {show(got)}. Write {need}{', or remove the key' if optional else ''}."
 

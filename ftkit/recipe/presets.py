@@ -38,12 +38,7 @@ def find_preset(name: str, start: Path) -> Path | None:
 
 def list_presets(start: Path) -> tuple[Preset, ...]:
     """Every preset that a recipe in the folder ``start`` can name, sorted by name; a nearer one hides its namesakes."""
-    found: dict[str, Path] = {}
-    for folder in _folders(start):
-        for path in sorted(folder.glob("*.yaml")):
-            if _NAME.fullmatch(path.stem):
-                found.setdefault(path.stem, path)
-    return tuple(_describe(name, path) for name, path in sorted(found.items()))
+    return tuple(_describe(name, path) for name, path in sorted(_found(start).items()))
 
 
 def expand(root: Node, start: Path) -> tuple[Node, list[Flaw]]:
@@ -59,10 +54,9 @@ def expand(root: Node, start: Path) -> tuple[Node, list[Flaw]]:
     if named is None:
         return root, [] if "type" in given else [_flaw(adapter, "adapter.type", _TYPE_MISSING)]
     subject = "adapter.preset" if given is adapter.value else "adapter"
-    names = [preset.name for preset in list_presets(start)]
     path = find_preset(named.value, start) if isinstance(named.value, str) else None
     if path is None:
-        return root, [_flaw(named, subject, _not_a_preset(named, names))]
+        return root, [_flaw(named, subject, _not_a_preset(named, sorted(_found(start))))]
     shown = _shown(path)
     document = read_file(path, shown)
     preset = document.root.value
@@ -94,6 +88,15 @@ def _not_a_preset(named: Node, names: list[str]) -> str:
 
 def _flaw(node: Node, subject: str, message: str) -> Flaw:
     return Flaw(node.file, node.line, subject, message)
+
+
+def _found(start: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in _folders(start):
+        for path in sorted(folder.glob("*.yaml")):
+            if _NAME.fullmatch(path.stem):
+                found.setdefault(path.stem, path)
+    return found
 
 
 def _folders(start: Path) -> Iterator[Path]:

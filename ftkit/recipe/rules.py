@@ -52,8 +52,8 @@ def of_eval(section: Eval, task: Task | None) -> Iterator[Broken]:
     for index, metric in enumerate(metrics):
         if task.multi_label and metric in _SINGLE_LABEL_ONLY:
             yield ("metrics", index), f"{metric} needs one label a row, and task.multi_label is true. Remove it."
-    if section.threshold == "tune" and not task.multi_label:
-        yield ("threshold",), "tune is for task.multi_label: true; with one label a row the likeliest wins. Remove it."
+    if section.threshold == "tune" and not task.multi_label and len(task.labels or ()) > 2:
+        yield ("threshold",), "tune needs two labels, or task.multi_label: true. Remove it: the likeliest label wins."
 
 
 def of_gate(gate: Gate, section: Eval | None, task: Task | None) -> Iterator[Broken]:

@@ -50,9 +50,7 @@ class Recipe(Section):
         max_length=64,
         description="Names the folder of its runs: runs/NAME.",
         examples=["sentiment"],
-        json_schema_extra={
-            "patternErrorMessage": "up to 64 of a-z, 0-9, -, _ and ., the first a letter or a digit"
-        },
+        json_schema_extra={"patternErrorMessage": "up to 64 of a-z, 0-9, -, _ and ., the first a letter or a digit"},
     )
     base: Annotated[Base, BeforeValidator(_spelled_out, json_schema_input_type=str | Base)] = Field(
         description="The base model: a hub id[@revision] or a folder, or {model, trust_remote_code}.",
@@ -65,7 +63,7 @@ class Recipe(Section):
         examples=["lora"],
     )
     train: Train = Field(Train(), description="How it is trained.")
-    eval: Eval = Field(Eval(), description="What is measured on the test rows.")
+    eval: Eval = Field(Eval(), description="What is measured on the test rows, and how.")
     gate: Gate = Field(
         default_factory=dict, description="Conditions on metrics. No merge unless all hold. Left out: none."
     )

@@ -6,7 +6,7 @@ It knows nothing of recipes. ``yaml12`` reads it, presets and ``--set`` change i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 Key = tuple[str | int, ...]
@@ -93,7 +93,7 @@ def show_key(key: Key) -> str:
 
 
 def parse_key(text: str) -> Key | None:
-    """"task.labels[0]" as ("task", "labels", 0); None where the text is no key path."""
+    """ "task.labels[0]" as ("task", "labels", 0); None where the text is no key path."""
     steps: list[str | int] = []
     for part in text.split("."):
         names = list(_STEP.finditer(part))
@@ -126,4 +126,4 @@ def put(node: Node | None, key: Key, value: Node) -> Node:
     if not isinstance(node.value, dict):
         raise ValueError(f"has no keys in the recipe, so {step} cannot be set. Set the whole value.")
     entries = {**node.value, step: put(node.value.get(step), rest, value)}
-    return replace(container(entries, node.file, node.line))
+    return container(entries, node.file, node.line)

@@ -35,6 +35,7 @@ _SYNTAX = {
     "did not find expected ',' or '}'": 'a mapping that starts here is not closed. Write "}" at its end.',
     "found unexpected end of stream": "a quote that starts here is not closed. Write the closing quote.",
     "found character that cannot start any token": "a value cannot start with @, %, ` or a tab. Put it in quotes.",
+    "found invalid Unicode character escape code": "holds half of a surrogate pair. Write the character itself.",
     "found unknown escape character": "a backslash in double quotes starts an escape. Use single quotes.",
     "did not find expected key": "the indentation is off. Line up the keys of a mapping and the dashes of a list.",
     "did not find expected '-' indicator": "a list and keys are mixed. Line up the dashes of a list.",
@@ -146,7 +147,8 @@ class _Builder:
 
     def _refuse_tag(self, event: Any, line: int) -> None:
         if event.tag is not None:
-            self._flaw(line, event.tag, "tags are not read. Remove it; quotes make text.")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self._flaw(line, tag, "tags are not read. Remove it; quotes make text.")
 
     def _open(self, opened: _Open) -> None:
         parent = self._stack[-1] if self._stack else None

@@ -100,14 +100,15 @@ class Collate:
         """``input_ids`` and ``attention_mask`` [B, T], ``labels`` [B] or, multi-label, [B, K]."""
         import torch
 
-        batch = _padded([row["input_ids"] for row in rows], self.pad_token_id)
+        batch = padded([row["input_ids"] for row in rows], self.pad_token_id)
         if "labels" in rows[0]:
             kind = torch.float32 if self.multi_label else torch.int64
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
         return batch
 
 
-def _padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """``input_ids`` and ``attention_mask`` [B, T], padded on the right."""
     import torch
 
     width = max(map(len, rows))
@@ -182,9 +183,9 @@ def score(
 
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     logits: Floats = np.empty((len(rows), model.config.num_labels))
-    for batch in _batches(order, [len(row) for row in rows]):
+    for batch in batches(order, [len(row) for row in rows]):
         inputs = {
-            name: tensor.to(model.device) for name, tensor in _padded([rows[row] for row in batch], pad_token_id).items()
+            name: tensor.to(model.device) for name, tensor in padded([rows[row] for row in batch], pad_token_id).items()
         }
         with torch.inference_mode():
             logits[batch] = model(**inputs).logits.double().cpu().numpy()
@@ -195,8 +196,8 @@ def score(
     return logits
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows that ascend in length, in batches of at most so many padded tokens."""
+def batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Row numbers that ascend in length, in batches of at most so many padded tokens."""
     batch: list[int] = []
     for row in order:
         if batch and lengths[row] * (len(batch) + 1) > _TOKENS_AT_ONCE:

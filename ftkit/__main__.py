@@ -1,0 +1,5 @@
+"""``python -m ftkit``."""
+
+from ftkit.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""The command line: one verb for each thing that can be done. Imports its work when a verb is called, not before."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ftkit import __version__
+
+app = typer.Typer(
+    name="ftkit",
+    help="Fine-tune with adapters, measure against the base, merge only what is proved.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[Path, typer.Argument(help="A recipe file (YAML).", show_default=False)]
+Run = Annotated[str, typer.Argument(help="A run's folder, a recipe's name (its latest run), or name/run-id.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set train.epochs=5. Repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
+
+
+def main() -> None:
+    """The entry point: runs a verb, and turns a refusal into its message and exit code."""
+    from ftkit.errors import FtkitError
+
+    try:
+        app()
+    except FtkitError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("error: stopped\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has gone; Python would complain while flushing
+        sys.exit(141)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ftkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: ftkit run recipes/sentiment.yaml --set train.epochs=5")
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder. Default: runs/NAME/RUN-ID.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Short for --set train.seed=N.")] = None,
+    json: Json = False,
+) -> None:
+    """Check, train, evaluate, gate, merge, prove, report."""
+    from ftkit.cli.run import run_recipe
+
+    seeds = [] if seed is None else [f"train.seed={seed}"]
+    run_recipe(recipe, [*(overrides or []), *seeds], out, resume=resume, json=json)
+
+
+@app.command(epilog="Example: ftkit check recipes/sentiment.yaml")
+def check(recipe: Recipe, overrides: Overrides = None, json: Json = False) -> None:
+    """Everything that can be known before a weight is loaded."""
+    from ftkit.cli.check import check_recipe
+
+    check_recipe(recipe, overrides or [], json=json)
+
+
+@app.command(epilog="Example: ftkit predict sentiment --text 'Worth every cent.'")
+def predict(
+    run: Run,
+    text: Annotated[list[str] | None, typer.Option("--text", help="A text to label. Repeatable.")] = None,
+    file: Annotated[Path | None, typer.Option("--in", help="CSV, TSV, JSONL or Parquet with the text column.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write: .jsonl or .csv. Default: stdout.")] = None,
+    column: Annotated[str | None, typer.Option("--column", help="The text column of --in.")] = None,
+    json: Json = False,
+) -> None:
+    """Label texts: --text, a file, or lines from stdin."""
+    from ftkit.cli.predict import predict_texts
+
+    predict_texts(run, text or [], file, out, column, json=json)
+
+
+@app.command(epilog="Example: ftkit schema > recipe.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from ftkit.cli.lists import print_schema
+
+    print_schema()
+
+
+@app.command("ls", epilog="Example: ftkit ls --json")
+def list_runs(json: Json = False) -> None:
+    """List the runs under runs/."""
+    from ftkit.cli.lists import print_runs
+
+    print_runs(json=json)
+
+
+@app.command(epilog="Example: ftkit show sentiment")
+def show(run: Run, json: Json = False) -> None:
+    """Show one run: scores, verdict, proof, files."""
+    from ftkit.cli.lists import print_run
+
+    print_run(run, json=json)
+
+
+@app.command(epilog="Example: ftkit adapters")
+def adapters(json: Json = False) -> None:
+    """List the adapter presets that recipes can name."""
+    from ftkit.cli.lists import print_presets
+
+    print_presets(json=json)
+
+
+@app.command(epilog="Example: ftkit doctor")
+def doctor(json: Json = False) -> None:
+    """What this machine can do, and the fix for what it cannot."""
+    from ftkit.cli.doctor import examine
+
+    examine(json=json)

