@@ -1,4 +1,4 @@
-"""The only printer. Results go to stdout; stages, notes, warnings and progress to stderr, plainly where it is no terminal."""
+"""The only printer: results to stdout; stages, warnings and progress to stderr, plainly where it is no terminal."""
 
 from __future__ import annotations
 

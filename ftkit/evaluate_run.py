@@ -14,16 +14,20 @@ from ftkit.evals.classification import Scored, compare, score_classification
 from ftkit.evals.gate import judge
 from ftkit.evals.loading import load_metrics, measure
 from ftkit.evals.thresholds import apply_thresholds, tune_thresholds
-from ftkit.files import read_json, write_json, write_jsonl
+from ftkit.files import write_json, write_jsonl
 from ftkit.models.base import (
-    Classifier, inference_mode, load_classifier, load_tokenizer, with_saved_adapter,
+    Classifier,
+    inference_mode,
+    load_classifier,
+    load_tokenizer,
+    with_saved_adapter,
 )  # fmt: skip
 from ftkit.models.hardware import Machine
 from ftkit.plan import Plan
 from ftkit.records import EvalReport, Example, as_json
 from ftkit.rundir import RunDir, read_log
 from ftkit.tasks import probe
-from ftkit.tasks.classify import encode, probabilities, score, targets
+from ftkit.tasks.classify import encode, label_names, probabilities, score, targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,9 +52,7 @@ def load_base(plan: Plan, *, seed: int, quantize: bool, machine: Machine, dtype:
     import torch
 
     recipe = plan.recipe
-    tokenizer = load_tokenizer(
-        plan.files, max_length=plan.max_length, trust_remote_code=recipe.base.trust_remote_code
-    )
+    tokenizer = load_tokenizer(plan.files, max_length=plan.max_length, trust_remote_code=recipe.base.trust_remote_code)
 
     def load(skip: tuple[str, ...] | None) -> Classifier:
         return load_classifier(
@@ -113,12 +115,14 @@ def evaluate(plan: Plan, run: RunDir, *, machine: Machine, console: Console) -> 
         logits = score(model, rows, pad_token_id=tokenizer.pad_token_id, advance=advance)
     adapter = probabilities(logits, multi_label=multi_label)
     console.note("metrics, intervals and paired tests")
-    scored = {
-        name: scored_on(plan, references, found, ()) for name, found in baselines.items()
-    } | {"adapter": scored_on(plan, references, adapter, thresholds)}
+    scored = {name: scored_on(plan, references, found, ()) for name, found in baselines.items()} | {
+        "adapter": scored_on(plan, references, adapter, thresholds)
+    }
     report = _report(plan, scored, thresholds)
     baseline = apply_thresholds(baselines["baseline"], multi_label=multi_label)
-    _write_predictions(run.predictions, plan, adapter, apply_thresholds(adapter, thresholds, multi_label=multi_label), baseline)
+    _write_predictions(
+        run.predictions, plan, adapter, apply_thresholds(adapter, thresholds, multi_label=multi_label), baseline
+    )
     write_json(run.eval, as_json(report))
     return Evaluation(report, model, tokenizer, logits)
 
@@ -164,7 +168,7 @@ def _check_reload(plan: Plan, run: RunDir, model: PreTrainedModel, tokenizer: Pr
         return
     before, now = noted[-1]["log_loss"], validate(model)["log_loss"]
     if abs(before - now) > _RELOAD_TOLERANCE:
-        message = f"its validation log-loss was {before:.5f} in training and is {now:.5f} from disk. Please report this."
+        message = f"its validation log-loss was {before:.5f} in training and is {now:.5f} from disk. Report this."
         raise NotProved("the adapter on disk is not the trained one", [Problem("", str(run.adapter), message)])
 
 
@@ -202,17 +206,10 @@ def _report(plan: Plan, scored: dict[str, Scored], thresholds: tuple[float, ...]
     )
 
 
-def names(answers: Integers, labels: tuple[str, ...], *, multi_label: bool) -> list[list[str]]:
-    """Label names of predictions [n] or [n, K]."""
-    if multi_label:
-        return [[label for label, given in zip(labels, row, strict=True) if given] for row in answers]
-    return [[labels[number]] for number in answers]
-
-
 def _write_predictions(path: Path, plan: Plan, found: Floats, predictions: Integers, baseline: Integers) -> None:
     multi_label = plan.recipe.task.multi_label
-    ours = names(predictions, plan.labels, multi_label=multi_label)
-    theirs = names(baseline, plan.labels, multi_label=multi_label)
+    ours = label_names(predictions, plan.labels, multi_label=multi_label)
+    theirs = label_names(baseline, plan.labels, multi_label=multi_label)
 
     def row(example: Example, number: int) -> dict[str, Any]:
         reference = [label for label in plan.labels if label in example.labels]
@@ -227,8 +224,3 @@ def _write_predictions(path: Path, plan: Plan, found: Floats, predictions: Integ
         }
 
     write_jsonl(path, (row(example, number) for number, example in enumerate(plan.splits.test)))
-
-
-def read_report(run: RunDir) -> Any:
-    """eval.json as it stands."""
-    return read_json(run.eval)

@@ -1,4 +1,4 @@
-"""Merges an adapter into the full-precision base, and gives the result its name only when it is proved to be the same."""
+"""Merges an adapter into the full-precision base; the result gets its name only when it is proved to be the same."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.console import Console
 from ftkit.errors import NotProved, Problem
-from ftkit.evaluate_run import Evaluation, load_base, scored_on
 from ftkit.evals.classification import Scored
+from ftkit.evaluate_run import Evaluation, load_base, scored_on
 from ftkit.files import sha256_files, write_json, writing_folder
 from ftkit.models.base import inference_mode, with_saved_adapter
 from ftkit.models.hardware import Machine, peak_rss_mb
@@ -43,7 +43,7 @@ def merge(
     model, expected = _full_precision(plan, run, evaluation, machine)
     dtype = _stored_dtype(plan)
     with writing_folder(run.merged) as folder:
-        merged = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]  # a PeftModel
+        merged = model.merge_and_unload(safe_merge=True)
         merged.to("cpu", dtype=dtype)
         merged.config.dtype = dtype
         merged.save_pretrained(folder)
@@ -81,6 +81,7 @@ def write_labels(folder: Path, plan: Plan, thresholds: tuple[float, ...]) -> Non
             "thresholds": list(thresholds),
             "max_length": plan.max_length,
             "base": plan.recipe.base.model,
+            "recipe_folder": str(plan.loaded.path.resolve().parent),
         },
     )
 
@@ -175,7 +176,9 @@ def _differences(plan: Plan, expected: Floats, found: Floats, *, margin: float) 
 
 def _shortfalls(document: dict[str, Any]) -> list[Problem]:
     return [
-        Problem("", name, f"got {document[name]:.6g}, tolerated {limit:g}. The adapter is kept; merge.json has the figures.")
+        Problem(
+            "", name, f"got {document[name]:.6g}, tolerated {limit:g}. The adapter is kept; merge.json has the figures."
+        )
         for name, limit in document["tolerance"].items()
         if (document[name] < limit if name == "argmax_agreement" else document[name] > limit)
     ]

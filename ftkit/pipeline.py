@@ -99,14 +99,10 @@ def _train(plan: Plan, folder: RunDir, machine: Machine, console: Console) -> Tr
     from ftkit.train import Job, train
 
     recipe, task = plan.recipe, plan.recipe.task
-    tokenizer = load_tokenizer(
-        plan.files, max_length=plan.max_length, trust_remote_code=recipe.base.trust_remote_code
-    )
+    tokenizer = load_tokenizer(plan.files, max_length=plan.max_length, trust_remote_code=recipe.base.trust_remote_code)
     ids = encode(tokenizer, [example.text for example in plan.splits.train], plan.max_length)
     goals = targets(plan.splits.train, plan.labels, multi_label=task.multi_label).tolist()
-    weights = weights_of(
-        task.class_weights, plan.labels, plan.preflight.counts["train"], multi_label=task.multi_label
-    )
+    weights = weights_of(task.class_weights, plan.labels, plan.preflight.counts["train"], multi_label=task.multi_label)
     job = Job(
         build=lambda: with_new_adapter(
             load_base(plan, seed=recipe.train.seed, quantize=True, machine=machine)[0], recipe.adapter
@@ -116,7 +112,7 @@ def _train(plan: Plan, folder: RunDir, machine: Machine, console: Console) -> Tr
         validate=validator(plan, tokenizer),
         best_by=plan.best_by,
         section=recipe.train,
-        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # load_tokenizer sees to it
+        pad_token_id=int(tokenizer.pad_token_id),
         multi_label=task.multi_label,
         lr_ratio=recipe.adapter.lr_ratio,
         converted=recipe.adapter.type == "lora" and recipe.adapter.init == "pissa",
@@ -186,7 +182,9 @@ def _choose_folder(request: Request, name: str, text: str) -> RunDir:
             raise RecipeError(f"{found.folder} holds a run already", [Problem("", "--out", fix)])
         _check_same(found, request, text)
     elif found.folder.exists() and any(found.folder.iterdir()):
-        raise RecipeError(f"{found.folder} is not empty", [Problem("", "--out", "Choose a folder of its own for the run.")])
+        raise RecipeError(
+            f"{found.folder} is not empty", [Problem("", "--out", "Choose a folder of its own for the run.")]
+        )
     return found
 
 

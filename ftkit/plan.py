@@ -86,9 +86,9 @@ class Plan:
         }
 
 
-def _histogram(checks: Preflight) -> list[Any]:
+def _histogram(checks: Preflight) -> list[dict[str, int]]:
     train = checks.lengths.get("train")
-    return [] if train is None else [asdict(bar) if hasattr(bar, "__dataclass_fields__") else bar for bar in train.histogram]
+    return [] if train is None else [{"upto": upto, "count": count} for upto, count in train.histogram]
 
 
 def make_plan(loaded: LoadedRecipe, *, weights: bool) -> Plan:

@@ -27,7 +27,9 @@ class ModelRef:
             return cls(text)
         name, at, revision = text.partition("@")
         if not _HUB_ID.match(name) or (at and not revision):
-            raise ValueError(f"got {text!r}. Write a hub id (organisation/name or organisation/name@revision) or a folder.")
+            raise ValueError(
+                f"got {text!r}. Write a hub id (organisation/name or organisation/name@revision) or a folder."
+            )
         return cls(name, revision or None)
 
     def __str__(self) -> str:

@@ -120,7 +120,8 @@ class RunDir:
         except Timeout:
             who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
             raise RecipeError(
-                f"{self.folder} is in use", [Problem("", "--out", f"{who} writes to it. Wait for it, or choose another folder.")]
+                f"{self.folder} is in use",
+                [Problem("", "--out", f"{who} writes to it. Wait for it, or choose another folder.")],
             ) from None
         try:
             write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -146,7 +147,9 @@ def find_run(text: str) -> RunDir:
         return runs[-1]
     known = sorted(path.name for path in RUNS.iterdir() if path.is_dir()) if RUNS.is_dir() else []
     have = f"Runs here: {', '.join(known)}." if known else "There is no run here yet: ftkit run RECIPE makes one."
-    raise RecipeError(f"no run {text}", [Problem("", "RUN", f"Give a run's folder, a recipe's name, or name/run-id. {have}")])
+    raise RecipeError(
+        f"no run {text}", [Problem("", "RUN", f"Give a run's folder, a recipe's name, or name/run-id. {have}")]
+    )
 
 
 def latest_runs(folder: Path) -> list[RunDir]:

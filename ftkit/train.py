@@ -1,4 +1,4 @@
-"""Trains an adapter with transformers' Trainer: checkpoints, validation, resuming, and what to do when memory runs out."""
+"""Trains an adapter with transformers' Trainer: checkpoints, validation, resuming, and when memory runs out."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class _Training:
         trainer = Trainer(
             model,
             arguments,
-            train_dataset=TrainingRows(self.job.rows, section.batch_size, self.seed),  # type: ignore[arg-type]
+            train_dataset=TrainingRows(self.job.rows, section.batch_size, self.seed),
             data_collator=Collate(self.job.pad_token_id, self.job.multi_label),
             compute_loss_func=self.job.loss,
             optimizers=(self._optimiser(model), None),
@@ -230,7 +230,7 @@ def _watcher(training: _Training, interruption: Interruption, advance: Callable[
     """The callback that logs each step, validates after each epoch, asks for checkpoints, and heeds a signal."""
     from transformers import TrainerCallback
 
-    class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no type information here
         started = saved = asked = 0.0
         paused = 0.0
         before = training.seconds
@@ -254,7 +254,11 @@ def _watcher(training: _Training, interruption: Interruption, advance: Callable[
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 names = ("loss", "learning_rate", "grad_norm")
-                row = {"step": state.global_step, "epoch": round(state.epoch, 4), **{name: logs[name] for name in names}}
+                row = {
+                    "step": state.global_step,
+                    "epoch": round(state.epoch, 4),
+                    **{name: logs[name] for name in names},
+                }
                 _append(log, {**row, "seconds": round(training.seconds, 3)})
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

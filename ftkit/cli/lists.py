@@ -32,7 +32,11 @@ def _score(value: float | None) -> str:
 def _row(run: RunDir) -> dict[str, Any]:
     report = read_json(run.eval) if run.eval.exists() else {}
     adapter = report.get("models", {}).get("adapter", {})
-    return {"run": f"{run.folder.parent.name}/{run.folder.name}", "state": state(run), "f1": adapter.get("metrics", {}).get("f1")}
+    return {
+        "run": f"{run.folder.parent.name}/{run.folder.name}",
+        "state": state(run),
+        "f1": adapter.get("metrics", {}).get("f1"),
+    }
 
 
 def state(run: RunDir) -> str:
@@ -73,7 +77,7 @@ def print_presets(*, json: bool) -> None:
         console.json([{name: str(value) for name, value in asdict(preset).items()} for preset in presets])
         return
     for preset in presets:
-        console.result(f"{preset.name:10} {preset.description}\n{'':10} cost: {preset.cost}\n{'':10} {preset.path}")
+        console.result(f"{preset.name:10} {preset.about}\n{'':10} when: {preset.when}\n{'':10} cost: {preset.cost}")
 
 
 def print_schema() -> None:

@@ -14,9 +14,7 @@ _LARGEST_FIELD = 2**31 - 1  # the csv module's own limit is 131,072 characters; 
 _NAMES = {",": "comma", "\t": "tab"}
 
 
-def read_delimited(
-    path: Path, shown: str, *, delimiter: str, quoting: Literal["minimal", "none"]
-) -> Iterator[RawRow]:
+def read_delimited(path: Path, shown: str, *, delimiter: str, quoting: Literal["minimal", "none"]) -> Iterator[RawRow]:
     """The rows below the header, each with the line it begins on. Blank lines are skipped.
 
     Raises DataError with the line for a row of another width than the header, broken quotes, a header with a name

@@ -25,5 +25,5 @@ def first_rows(places: Iterable[str]) -> tuple[str, ...]:
 
 
 def counted(number: int, what: str) -> str:
-    """"1 row", "2,000 rows"."""
+    """A number with its noun: 1 row, 2,000 rows."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

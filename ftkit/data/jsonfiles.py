@@ -23,7 +23,7 @@ def read_jsonl(path: Path, shown: str) -> Iterator[RawRow]:
         if not line.strip():
             continue
         rows += 1
-        value, wrong = _parsed(line)
+        value, wrong = _parsed(line.rstrip())
         wrong = wrong or _no_object(value)
         if wrong:
             problems.append(Problem(f"line {number}", "", wrong))
@@ -61,9 +61,7 @@ def _json_list(path: Path, shown: str) -> list[dict[str, Any]]:
         raise data_error(shown, [Problem("", "", message)])
     if not rows:
         raise data_error(shown, [Problem("", "", "the list is empty. Add rows.")])
-    problems = [
-        Problem(f"row {number}", "", wrong) for number, row in enumerate(rows, 1) if (wrong := _no_object(row))
-    ]
+    problems = [Problem(f"row {number}", "", wrong) for number, row in enumerate(rows, 1) if (wrong := _no_object(row))]
     if problems:
         raise data_error(shown, problems)
     return rows

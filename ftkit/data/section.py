@@ -10,7 +10,7 @@ from ftkit.section import Section
 
 
 def parse_share(text: str) -> float | None:
-    """"10%" as 0.1; None where the text is not a percentage."""
+    """The share that a text such as 10% gives; None where the text is not a percentage."""
     if not text.endswith("%"):
         return None
     try:
@@ -38,8 +38,8 @@ ShareOrSources = Annotated[Sources, AfterValidator(_share_or_source)]
 class Columns(Section):
     """Which columns hold what. Left out, they are found by name and the choice is printed."""
 
-    text: str | None = Field(None, description="The column with the text.")
-    label: str | None = Field(None, description="The column with the label or labels.")
+    text: str | None = Field(default=None, description="The column with the text.")
+    label: str | None = Field(default=None, description="The column with the label or labels.")
 
 
 class Data(Section):

@@ -126,7 +126,11 @@ def _refuse_twice(named: Mapping[Side, Sequence[str]], folder: Path) -> None:
     for side, sources in named.items():
         for source in sources:
             files = data_files(source, folder)
-            keys = [file.path.resolve() for file in files] if files is not None else [f"{source}|{_HUB_SPLITS[side]}"]
+            keys = (
+                [file.path.resolve() for file in files]
+                if files is not None
+                else [source if ":" in source else f"{source}:{_HUB_SPLITS[side]}"]
+            )
             for key in keys:
                 if key in seen:
                     before, other = seen[key]
@@ -193,6 +197,3 @@ def _refuse_shared_groups(rows: Mapping[Side, Sequence[Example]], column: str) -
             problems.append(Problem("", column, message))
     if problems:
         raise data_error("the split by data.group", problems)
-
-
-

@@ -62,7 +62,7 @@ class Lora(Section):
         return LoraConfig(
             task_type="SEQ_CLS",
             r=self.r,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
+            lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
             exclude_modules=list(exclude),

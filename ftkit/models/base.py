@@ -41,7 +41,9 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
 
 
-def load_tokenizer(files: BaseFiles, *, max_length: int | None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    files: BaseFiles, *, max_length: int | None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The base's tokenizer, padding on the right, with a pad token, cutting at ``max_length`` where that is given.
 
     A tokenizer without a pad token (GPT-2, Llama) pads with its end token: the mask and the pooled position, not the
@@ -136,7 +138,9 @@ def with_new_adapter(classifier: Classifier, adapter: Adapter) -> PreTrainedMode
         return get_peft_model(model, config)
     except ValueError as error:
         fix = "Name the modules to adapt under adapter.targets."
-        raise RecipeError("the adapter does not fit the base", [Problem("", "adapter", f"{_first_line(error)} {fix}")]) from error
+        raise RecipeError(
+            "the adapter does not fit the base", [Problem("", "adapter", f"{_first_line(error)} {fix}")]
+        ) from error
 
 
 def with_saved_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -186,7 +190,13 @@ def _check_blocks(model: PreTrainedModel) -> None:
             shape = f"{module.in_features} x {module.out_features}"
             raise MachineError(
                 "the base cannot be quantised to 4 bits",
-                [Problem("", "adapter.quantize", f"{name} is {shape}; sizes must be multiples of {_BLOCK}. Use a lora preset.")],
+                [
+                    Problem(
+                        "",
+                        "adapter.quantize",
+                        f"{name} is {shape}; sizes must be multiples of {_BLOCK}. Use a lora preset.",
+                    )
+                ],
             )
 
 

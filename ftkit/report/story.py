@@ -157,7 +157,7 @@ def _predictions(path: Path) -> Predictions | None:
     rows = wrong = 0
     worst: list[tuple[float, int, dict[str, Any]]] = []
     against: Counter[tuple[bool, bool]] = Counter()
-    for rows, line in enumerate(_lines(path), start=1):  # noqa: B007  the last number is the count
+    for rows, line in enumerate(_lines(path), start=1):
         if line.get("baseline") is not None:
             against[line["correct"], _same(line["baseline"], line["reference"])] += 1
         if line["correct"]:

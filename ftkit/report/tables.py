@@ -137,7 +137,11 @@ def confusion_cells(confusion: Sequence[Sequence[int]]) -> list[list[dict[str, A
     """Count, share of the row and shade (0 to 1) of each cell of a single-label confusion matrix."""
     return [
         [
-            {"count": count, "share": numbers.percent(count, sum(counts)), "shade": round(count / (sum(counts) or 1), 3)}
+            {
+                "count": count,
+                "share": numbers.percent(count, sum(counts)),
+                "shade": round(count / (sum(counts) or 1), 3),
+            }
             for count in counts
         ]
         for counts in confusion

@@ -32,7 +32,7 @@ def headline(story: Story) -> Headline:
 
 
 def compared_line(item: Compared, task: str) -> str:
-    """"Adapter beats …: F1 +0.083 (95% 0.041 to 0.125), p = 0.0004"."""
+    """ "Adapter beats …: F1 +0.083 (95% 0.041 to 0.125), p = 0.0004"."""
     verb = {"better": "beats", "worse": "is worse than", "undecided": "is not shown to differ from"}[item.outcome]
     found = item.comparison
     return (

@@ -218,6 +218,13 @@ def probabilities(logits: Floats, *, multi_label: bool) -> Floats:
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
+def label_names(answers: Integers, labels: Sequence[str], *, multi_label: bool) -> list[list[str]]:
+    """Label names of predictions [n] or [n, K]."""
+    if multi_label:
+        return [[label for label, given in zip(labels, row, strict=True) if given] for row in answers]
+    return [[labels[number]] for number in answers]
+
+
 def chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of at most ``size`` rows, read as they are needed."""
     iterator = iter(rows)

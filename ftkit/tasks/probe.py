@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftkit.tasks.classify import batches, padded
 
@@ -31,7 +31,9 @@ def features(
     pooled: list[Floats] = []
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     for batch in batches(order, [len(row) for row in rows]):
-        inputs = {name: tensor.to(model.device) for name, tensor in padded([rows[row] for row in batch], pad_token_id).items()}
+        inputs = {
+            name: tensor.to(model.device) for name, tensor in padded([rows[row] for row in batch], pad_token_id).items()
+        }
         with torch.inference_mode():
             pooled.append(_pool(model, inputs).double().cpu().numpy())
         if advance:
@@ -42,8 +44,8 @@ def features(
     return sorted_back
 
 
-def _pool(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Decoders: the last token of the row. Encoders: the pooler's output, the mean or the first token, as in the head."""
+def _pool(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
+    """[B, H]. Decoders: the row's last token. Encoders: the pooler's output, the mean or the first token."""
     import torch
 
     output = model.base_model(**inputs)

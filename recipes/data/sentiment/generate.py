@@ -193,9 +193,7 @@ def to_csv(rows: list[Row]) -> bytes:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write train.csv from grammar.toml.")
-    parser.add_argument(
-        "--check", action="store_true", help="only compare train.csv with what would be written"
-    )
+    parser.add_argument("--check", action="store_true", help="only compare train.csv with what would be written")
     args = parser.parse_args(argv)
     rows = generate(tomllib.loads(GRAMMAR.read_text(encoding="utf-8")))
     made = to_csv(rows)

@@ -1,0 +1,105 @@
+"""``ftkit predict``."""
+
+from __future__ import annotations
+
+import csv
+import json as jsonlib
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ftkit.console import Console
+from ftkit.data.columns import find_column
+from ftkit.data.source import read_rows
+from ftkit.errors import DataError, Problem, RecipeError
+from ftkit.files import writing
+from ftkit.models.hardware import inspect_machine, settle_environment
+from ftkit.rundir import find_run
+
+Row = dict[str, Any]
+
+
+def predict_texts(
+    run: str, texts: list[str], file: Path | None, out: Path | None, column: str | None, *, json: bool
+) -> None:
+    """Labels texts from the command line, a file or stdin, and writes JSON lines or CSV; constant memory.
+
+    Raises RecipeError for options that contradict each other, DataError for input that cannot be read.
+    """
+    warnings.simplefilter("ignore")
+    if texts and file:
+        raise RecipeError("two inputs", [Problem("", "--in", "Give --text or --in, not both.")])
+    if out is not None and out.suffix not in (".jsonl", ".csv"):
+        raise RecipeError(f"cannot write {out}", [Problem("", "--out", "Give a name that ends in .jsonl or .csv.")])
+    found = find_run(run)
+    source = iter(texts) if texts else _from_file(file, column) if file else _from_stdin()
+    settle_environment()
+    from ftkit.models.base import quiet_libraries
+    from ftkit.predict import load_predictor
+
+    quiet_libraries()
+    rows = load_predictor(found, inspect_machine()).predict(source)
+    if out is not None:
+        _to_file(rows, out)
+    else:
+        _to_stdout(rows, Console(), as_json=json)
+
+
+def _from_stdin() -> Iterator[str]:
+    if sys.stdin.isatty():
+        sys.stderr.write("Reading texts from the terminal, one a line; end with Ctrl-D.\n")
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            text = line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise DataError.in_file("standard input", [Problem(f"line {number}", "", "is not UTF-8.")]) from None
+        if text.strip():
+            yield text
+
+
+def _from_file(file: Path, column: str | None) -> Iterator[str]:
+    name = None
+    for row in read_rows(str(file), Path.cwd(), quoting=None):
+        name = name or find_column("text", list(row.values), column, shown=str(file))
+        text = row.values.get(name)
+        if not isinstance(text, str):
+            message = f"holds no text. Columns here: {', '.join(row.values)}. Name one with --column."
+            raise DataError.in_file(str(file), [Problem(row.where.position, name, message)])
+        yield text
+
+
+def _to_file(rows: Iterable[Row], out: Path) -> None:
+    with writing(out) as file:
+        write = _csv_writer(file) if out.suffix == ".csv" else _json_writer(file)
+        for row in rows:
+            write(row)
+
+
+def _json_writer(file: Any) -> Callable[[Row], None]:
+    return lambda row: file.write(jsonlib.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _csv_writer(file: Any) -> Callable[[Row], None]:
+    writer = csv.writer(file, lineterminator="\n")
+    begun = False
+
+    def write(row: Row) -> None:
+        nonlocal begun
+        if not begun:
+            writer.writerow(["input", "prediction", *row["scores"]])
+            begun = True
+        writer.writerow([row["input"], "|".join(row["prediction"]), *row["scores"].values()])
+
+    return write
+
+
+def _to_stdout(rows: Iterable[Row], console: Console, *, as_json: bool) -> None:
+    for row in rows:
+        if as_json:
+            console.result(jsonlib.dumps(row, ensure_ascii=False))
+            continue
+        best = ", ".join(row["prediction"]) or "(no label)"
+        scores = "  ".join(f"{label} {share:.3f}" for label, share in row["scores"].items())
+        console.result(f"{best:12} {scores}   {row['input']}")

