@@ -54,7 +54,7 @@ def test_clean_data_has_no_finding():
 
 def test_labels_are_sorted_as_text():
     train = [(f"train {number}", str(label)) for number, label in enumerate([10, 9, 2] * 10)]
-    assert check(train, train[:0] + [("x", "9")]).labels == ("10", "2", "9")
+    assert check(train, [("x", "9")]).labels == ("10", "2", "9")
 
 
 def test_labels_outside_the_set_and_without_a_row():
@@ -65,8 +65,7 @@ def test_labels_outside_the_set_and_without_a_row():
         "Did you mean neutral? Correct it, or add it to task.labels.",
         "  test.csv line 2     label         'B' is not in task.labels (a, b, neutral). "
         "Correct it, or add it to task.labels.",
-        "                      task.labels   no train row has 'neutral', so it cannot be learned. "
-        "Add rows, or remove it from task.labels.",
+        "  task.labels   no train row has 'neutral', so it cannot be learned. Add rows, or remove it from task.labels.",
     ]
 
 
@@ -85,8 +84,6 @@ def test_one_label_is_not_enough():
 def test_leakage_above_the_limit_is_refused_with_the_pairs():
     test = [("Train  0", "a"), ("train 7", "b"), *filled("test", 98)]
     assert refusal(filled("train"), test) == [
-        "error: rows stand in more than one split has 3 problems",
-    ] or refusal(filled("train"), test) == [
         "error: rows stand in more than one split",
         "  data.test   2 rows of 100 in test (2%) stand word for word in train; at most 1% may. "
         "Remove them from train, or raise data.max_leakage.",
@@ -100,8 +97,12 @@ def test_leakage_below_the_limit_is_a_warning():
     result = check(filled("train"), test)
     assert (result.leakage[0].exact, result.leakage[0].near, result.leakage[0].rows) == (1, 0, 100)
     (finding,) = result.findings
-    assert (finding.level, finding.code, finding.rows) == ("warning", "leakage", ("test.csv line 2 = train.csv line 2",))
-    assert finding.message.startswith("1 test row of 100 (1%) stand word for word in train")
+    assert (finding.level, finding.code, finding.rows) == (
+        "warning",
+        "leakage",
+        ("test.csv line 2 = train.csv line 2",),
+    )
+    assert finding.message.startswith("1 test row of 100 (1%) stands word for word in train")
 
 
 @pytest.mark.parametrize("pair", ["valid in train", "test in valid"])
@@ -109,18 +110,20 @@ def test_the_other_pairs_are_checked_too(pair):
     valid = filled("train", 10) if pair == "valid in train" else filled("valid", 10)
     test = filled("valid", 10) if pair == "test in valid" else filled("test", 10)
     split, _, within = pair.partition(" in ")
-    assert f"10 rows of 10 in {split} (100%) stand word for word in {within}" in refusal(filled("train"), test, valid)[1]
+    assert (
+        f"10 rows of 10 in {split} (100%) stand word for word in {within}" in refusal(filled("train"), test, valid)[1]
+    )
 
 
 def test_near_leakage_is_reported_and_gated_where_asked_for():
     train = [(LONG.format("summer"), "a"), *filled("train")]
     test = [(LONG.format("winter"), "a"), *filled("test", 99)]
     found = findings(train, test)["near_leakage"]
-    assert found.message.startswith("1 test row of 100 (1%) stand nearly in train")
-    assert found.rows == ("test.csv line 2 ~ (0.85) train.csv line 2",)
+    assert found.message.startswith("1 test row of 100 (1%) stands nearly in train")
+    assert found.rows == ("test.csv line 2 ~ (0.86) train.csv line 2",)
     assert "near_leakage" in findings(train, test, max_near_leakage="1%")
     assert refusal(train, test, max_near_leakage="0.5%")[1] == (
-        "  data.test   1 row of 100 in test (1%) stand word for word or nearly in train; at most 0.5% may. "
+        "  data.test   1 row of 100 in test (1%) stands word for word or nearly in train; at most 0.5% may. "
         "Remove them from train, or raise data.max_near_leakage."
     )
 

@@ -74,7 +74,9 @@ def test_groups_never_cross(rows, valid, test):
     of_group = {}
     for own, side in zip(examples, sides, strict=True):
         assert of_group.setdefault(own.group, side) == side
-    assert {e.labels for e, side in zip(examples, sides, strict=True) if side == "train"} == {e.labels for e in examples}
+    assert {e.labels for e, side in zip(examples, sides, strict=True) if side == "train"} == {
+        e.labels for e in examples
+    }
     largest = max(Counter(own.group for own in examples).values())
     assert sides.count("test") <= test * len(rows) + largest
     assert sides.count("valid") <= valid * len(rows) + largest
@@ -89,7 +91,9 @@ def test_groups_of_one_size_come_close_to_the_shares():
 
 def test_groups_keep_the_labels_in_balance():
     """A fifth of the groups holds label b only: each side gets its part of them."""
-    examples = [example(number, ("b" if number // 10 % 5 == 0 else "a",), group=str(number // 10)) for number in range(1_000)]
+    examples = [
+        example(number, ("b" if number // 10 % 5 == 0 else "a",), group=str(number // 10)) for number in range(1_000)
+    ]
     sides = grouped_sides(examples, {"test": 0.2}, seed=3)
     drawn = Counter(own.labels for own, side in zip(examples, sides, strict=True) if side == "test")
     assert drawn == {("a",): 160, ("b",): 40}
@@ -211,5 +215,10 @@ def test_impossible_shares_are_refused_with_the_recipe(keys, message):
 def test_the_hash_of_examples_sees_each_border():
     one = [example(1, ("a",), text="x"), example(2, ("b",), text="y")]
     assert examples_sha256(one) == examples_sha256([example(8, ("a",), text="x"), example(9, ("b",), text="y")])
-    others = ([example(1, ("a", "b"), text="x")], [example(1, (), text="x")], one[::-1], [example(1, ("ab",), text="x")])
+    others = (
+        [example(1, ("a", "b"), text="x")],
+        [example(1, (), text="x")],
+        one[::-1],
+        [example(1, ("ab",), text="x")],
+    )
     assert len({examples_sha256(rows) for rows in (one, *others)}) == 5

@@ -134,6 +134,19 @@ def test_the_same_model_does_not_differ_from_itself(good):
         assert (item.p_value, item.difference, item.ci95) == (1, 0, (0, 0))
 
 
+def test_two_models_are_resampled_with_the_same_rows(references, good):
+    """They differ in one row, so a resample differs by how often it drew this row: never below 0, seldom above 4."""
+    probabilities, predictions = model(references, 3, 2.0, 1)
+    right = int(np.flatnonzero(predictions == references)[0])
+    predictions[right] = (predictions[right] + 1) % 3
+    (found,) = (
+        item for item in compare(good, score(references, probabilities, predictions)) if item.metric == "accuracy"
+    )
+    assert found.difference == pytest.approx(1 / 250)
+    assert found.ci95[0] == pytest.approx(0)
+    assert found.ci95[1] <= 4 / 250
+
+
 def test_other_draws_are_not_paired(references, good):
     with pytest.raises(ValueError, match="not paired"):
         compare(good, score(references, *model(references, 3, 2.0, 1), seed=1, metrics=("f1",)))

@@ -76,7 +76,9 @@ def duplicate_findings(train: Sequence[Example]) -> list[Finding]:
     findings = []
     if repeated:
         extra = sum(len(group) - 1 for group in repeated)
-        message = f"{counted(extra, 'train row')} repeat an earlier one with the same labels. They count several times."
+        message = (
+            f"train repeats rows with the same text and labels {counted(extra, 'time')}: they count more than once."
+        )
         findings.append(Finding("warning", "duplicates", message, first_rows(map(_places, repeated))))
     if conflicting:
         rows = sum(map(len, conflicting))
@@ -95,8 +97,8 @@ def _pair(match: Match) -> tuple[str, str, float]:
 def _problems(leakage: Leakage, matches: Sequence[Match], share: float, limit: float, key: str) -> list[Problem]:
     kind = "word for word" if key == "max_leakage" else "word for word or nearly"
     message = (
-        f"{counted(len(matches), 'row')} of {leakage.rows:,} in {leakage.split} ({100 * share:.3g}%) stand {kind} in "
-        f"{leakage.within}; at most {100 * limit:.3g}% may. Remove them from {leakage.within}, or raise data.{key}."
+        f"{counted(len(matches), 'row')} of {leakage.rows:,} in {leakage.split} ({100 * share:.3g}%) "
+        f"{_stand(matches)} {kind} in {leakage.within}; at most {100 * limit:.3g}% may. Remove them from {leakage.within}, or raise data.{key}."
     )
     return [Problem("", f"data.{leakage.split}", message)] + [
         Problem("", "", f"{match.row.where} {_sign(match)} {match.other.where}: {_short(match.row.text)}")
@@ -111,12 +113,16 @@ def _findings(leakage: Leakage, exact: Sequence[Match], near: Sequence[Match]) -
         if matches:
             share = 100 * len(matches) / leakage.rows
             message = (
-                f"{counted(len(matches), f'{leakage.split} row')} of {leakage.rows:,} ({share:.3g}%) stand {how} in "
-                f"{leakage.within}, which flatters the score. Remove them from {leakage.within}."
+                f"{counted(len(matches), f'{leakage.split} row')} of {leakage.rows:,} ({share:.3g}%) "
+                f"{_stand(matches)} {how} in {leakage.within}, which flatters the score. Remove them from {leakage.within}."
             )
             places = (f"{match.row.where} {_sign(match)} {match.other.where}" for match in matches)
             findings.append(Finding("warning", code, message, first_rows(places)))
     return findings
+
+
+def _stand(matches: Sequence[Match]) -> str:
+    return "stands" if len(matches) == 1 else "stand"
 
 
 def _sign(match: Match) -> str:

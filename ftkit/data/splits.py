@@ -126,12 +126,8 @@ def _refuse_twice(named: Mapping[Side, Sequence[str]], folder: Path) -> None:
     for side, sources in named.items():
         for source in sources:
             files = data_files(source, folder)
-            keys = (
-                [file.path.resolve() for file in files]
-                if files is not None
-                else [source if ":" in source else f"{source}:{_HUB_SPLITS[side]}"]
-            )
-            for key in keys:
+            hub_id = source if ":" in source else f"{source}:{_HUB_SPLITS[side]}"
+            for key in [file.path.resolve() for file in files] if files is not None else [hub_id]:
                 if key in seen:
                     before, other = seen[key]
                     message = f"is read already for {before} ({other}). Name each file once."

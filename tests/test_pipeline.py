@@ -1,0 +1,211 @@
+"""Whole runs on a pico model: what lands on disk, what the exit code is, and what survives an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftkit.console import Console
+from ftkit.errors import GateNotMet, NotProved, RecipeError
+from ftkit.pipeline import Request, run
+from tests.conftest import sentences, write_csv
+
+QUIET = Console(quiet=True, results=False)
+
+
+@pytest.fixture(autouse=True)
+def _library_warnings():
+    """The command line silences the libraries' warnings during a run; so do the runs here."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def test_a_run_ends_merged_and_proved(recipe, tmp_path):
+    """The merged folder loads with transformers alone, the adapter with peft alone, and both score as reported."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    path = recipe(gate="{f1: {min: 0.8}}")
+    folder = run(Request(path, out=tmp_path / "out"), QUIET).folder
+    made = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    assert made >= {
+        "README.md", "report.html", "recipe.yaml", "plan.json", "train.jsonl", "train.json", "adapter",
+        "predictions.jsonl", "eval.json", "merge.json", "merged", "manifest.json",
+    }  # fmt: skip
+    assert not (folder / "checkpoints").exists()
+    assert (folder / "recipe.yaml").read_bytes() == path.read_bytes()
+    report = json.loads((folder / "eval.json").read_text())
+    assert set(report["models"]) == {"majority", "baseline", "adapter", "merged"}
+    assert report["n"] == 60
+    proof = json.loads((folder / "merge.json").read_text())
+    assert proof["passed"]
+    assert proof["max_abs_logit_diff"] < 1e-3
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    accuracy = sum(row["prediction"] == row["reference"] for row in rows) / len(rows)
+    assert accuracy == pytest.approx(report["models"]["adapter"]["metrics"]["accuracy"])
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "merged")
+    merged = AutoModelForSequenceClassification.from_pretrained(folder / "merged").eval()
+    base = AutoModelForSequenceClassification.from_pretrained(json_base(path), num_labels=2)
+    adapter = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    assert merged.config.id2label == {0: "bad", 1: "good"}
+    batch = tokenizer([row["input"] for row in rows], return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    expected = np.array([[row["scores"]["bad"], row["scores"]["good"]] for row in rows])
+    for model in (merged, adapter):
+        with torch.no_grad():
+            found = model(**batch).logits.softmax(-1).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def json_base(path: Path) -> str:
+    return next(line.removeprefix("base: ") for line in path.read_text().splitlines() if line.startswith("base: "))
+
+
+def test_a_gate_that_does_not_hold_keeps_the_adapter_and_merges_nothing(recipe, tmp_path):
+    path = recipe(gate="{f1: {min: 1.0, beat: baseline}}", train="{epochs: 0.1, batch_size: 8, learning_rate: 1e-6}")
+    with pytest.raises(GateNotMet) as error:
+        run(Request(path, out=tmp_path / "out"), QUIET)
+    assert "f1" in str(error.value)
+    assert error.value.exit_code == 5
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "out" / "report.html").exists()
+    assert not (tmp_path / "out" / "merged").exists()
+    assert not (tmp_path / "out" / "merge.json").exists()
+
+
+def test_a_merged_model_that_differs_does_not_get_the_name(recipe, tmp_path, monkeypatch):
+    """The fresh process is given a model with one weight moved, as a broken merge would leave it."""
+    from safetensors.torch import load_file, save_file
+
+    from ftkit.proof import FreshProcess
+
+    honest = FreshProcess.logits
+
+    def spoiled(self, folder, rows, out):
+        file = folder / "model.safetensors"
+        weights = load_file(file)
+        weights["classifier.bias"] += 0.5 * (np.arange(2) - 0.5)
+        save_file(weights, file, metadata={"format": "pt"})
+        return honest(self, folder, rows, out)
+
+    monkeypatch.setattr(FreshProcess, "logits", spoiled)
+    with pytest.raises(NotProved) as error:
+        run(Request(recipe(), out=tmp_path / "out"), QUIET)
+    assert error.value.exit_code == 7
+    assert not (tmp_path / "out" / "merged").exists()
+    assert not json.loads((tmp_path / "out" / "merge.json").read_text())["passed"]
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".merged")] == []
+
+
+def test_more_than_two_labels_and_many_labels_a_row(recipe, tmp_path):
+    rows = [(text, label if number % 3 else f"{label}|long") for number, (text, label) in enumerate(sentences(96, 1))]
+    path = recipe(task="{type: classify, multi_label: true}", eval="{threshold: tune}")
+    write_csv(tmp_path / "train.csv", rows)
+    for name, seed in (("valid", 2), ("test", 3)):
+        rows = [(text, label if n % 3 else f"{label}|long") for n, (text, label) in enumerate(sentences(60, seed))]
+        write_csv(tmp_path / f"{name}.csv", rows)
+    folder = run(Request(path, out=tmp_path / "out"), QUIET).folder
+    report = json.loads((folder / "eval.json").read_text())
+    assert report["labels"] == ["bad", "good", "long"]
+    assert len(report["thresholds"]) == 3
+    assert "mcc" not in report["models"]["adapter"]["metrics"]
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    ["{type: lora, r: 4, init: pissa, alpha: 4}", "{type: lora, r: 4, lr_ratio: 4}", "{type: ia3}"],
+)
+def test_the_methods_go_all_the_way(recipe, tmp_path, adapter):
+    folder = run(Request(recipe(adapter=adapter), out=tmp_path / "out"), QUIET).folder
+    assert json.loads((folder / "merge.json").read_text())["passed"]
+
+
+def test_qlora_trains_on_the_processor_and_merges_into_full_precision(recipe, tmp_path):
+    folder = run(Request(recipe(adapter="{type: lora, r: 4, quantize: nf4}"), out=tmp_path / "out"), QUIET).folder
+    proof = json.loads((folder / "merge.json").read_text())
+    assert proof["passed"]
+    assert proof["dtype"] == "float32"
+    assert proof["quantised"]["max_abs_logit_diff"] > proof["max_abs_logit_diff"]
+
+
+def test_an_existing_run_is_not_overwritten(recipe, tmp_path):
+    path = recipe(merge="false")
+    run(Request(path, out=tmp_path / "out"), QUIET)
+    before = (tmp_path / "out" / "eval.json").read_bytes()
+    with pytest.raises(RecipeError) as error:
+        run(Request(path, out=tmp_path / "out"), QUIET)
+    assert str(error.value) == (
+        f"error: {tmp_path / 'out'} holds a run already\n"
+        "  --out   Add --resume to go on with it, or choose another folder."
+    )
+    assert (tmp_path / "out" / "eval.json").read_bytes() == before
+
+
+def test_a_stopped_run_goes_on_to_the_losses_of_an_undisturbed_one(recipe, tmp_path):
+    """SIGTERM in the middle of training: exit 130, a checkpoint, and the same loss at every step afterwards."""
+    path = recipe(train="{epochs: 40, batch_size: 8, learning_rate: 1e-3}", merge="false")
+    undisturbed = run(Request(path, out=tmp_path / "whole"), QUIET).folder
+    command = [sys.executable, "-m", "ftkit", "run", str(path), "--out", str(tmp_path / "cut")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    log = tmp_path / "cut" / "train.jsonl"
+    while process.poll() is None and (not log.exists() or log.read_text().count("loss") < 30):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert len(losses(tmp_path / "cut")) < 480
+    resumed = run(Request(path, out=tmp_path / "cut", resume=True), QUIET).folder
+    whole, cut = losses(undisturbed), losses(resumed)
+    assert [step for step, _ in cut] == list(range(1, 481))
+    np.testing.assert_allclose([loss for _, loss in cut], [loss for _, loss in whole], atol=1e-5)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(recipe, tmp_path, monkeypatch, capsys):
+    """A loss that refuses more than two rows at once, as a full GPU would."""
+    import torch
+
+    from ftkit.tasks import classify
+
+    real = classify.loss_function
+
+    def small(**settings):
+        loss = real(**settings)
+
+        def refuse(outputs, labels, num_items_in_batch=None):
+            if len(labels) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return loss(outputs, labels, num_items_in_batch)
+
+        return refuse
+
+    path = recipe(merge="false", train="{epochs: 1, batch_size: 8, learning_rate: 1e-3, seed: 7}")
+    plain = run(Request(path, out=tmp_path / "plain"), QUIET).folder
+    monkeypatch.setattr(classify, "loss_function", small)
+    folder = run(Request(path, out=tmp_path / "out"), QUIET).folder
+    summary = json.loads((folder / "train.json").read_text())
+    assert summary["micro_batch_size"] == 2
+    assert summary["steps"] == json.loads((plain / "train.json").read_text())["steps"] == 12
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: memory ran out; 4 rows at a time from here on, still 8 a step",
+        "warning: memory ran out; 2 rows at a time from here on, still 8 a step",
+    ]
