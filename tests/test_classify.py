@@ -79,7 +79,9 @@ def test_balanced_weights_give_each_label_the_same_share():
 
 
 def test_padding_stands_on_the_right_and_is_masked():
-    batch = Collate(pad_token_id=9, multi_label=False)([{"input_ids": [1, 2, 3], "labels": 0}, {"input_ids": [4], "labels": 1}])
+    batch = Collate(pad_token_id=9, multi_label=False)(
+        [{"input_ids": [1, 2, 3], "labels": 0}, {"input_ids": [4], "labels": 1}]
+    )
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert SimpleNamespace(**batch).labels.tolist() == [0, 1]

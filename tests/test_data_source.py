@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ftkit.data.source import data_files, read_rows, source_sha256
 from ftkit.errors import DataError
@@ -275,3 +277,15 @@ def test_hashes_depend_on_names_and_bytes(tmp_path):
     assert source_sha256("a.csv", tmp_path) == sha256_file(tmp_path / "a.csv")
     assert source_sha256("d", tmp_path) != source_sha256("e", tmp_path)
     assert source_sha256("org/name", tmp_path) is None
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60) | st.text(',"\t\n\r[]{}:a1|').map(str.encode))
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".csv.gz"])
+def test_whatever_stands_in_a_file_gives_rows_or_a_refusal(tmp_path, suffix, content):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    try:
+        message = "" if rows(f"a{suffix}", tmp_path) else "neither"
+    except DataError as error:
+        message = str(error)
+    assert message == "" or message.startswith(f"error: a{suffix} has ")

@@ -60,24 +60,16 @@ def preflight(
 ) -> Preflight:
     """Checks labels, duplicates, leakage and lengths of the splits.
 
-    ``labels`` is task.labels; ``weighted`` says that task.class_weights is set; ``base`` is the base model's folder,
-    without which no lengths are counted; ``max_length`` is train.max_length (whether the base takes it is said by
-    ``lengths.too_long``). Raises DataError for labels outside the set or without a train row, and for leakage above
-    data.max_leakage and data.max_near_leakage; MachineError for a damaged tokenizer.json.
+    ``labels`` is task.labels; ``weighted``: task.class_weights is set; ``base``: the base's folder, without which no
+    lengths are counted; ``max_length`` is train.max_length (``lengths.too_long`` judges it). Raises DataError for
+    labels outside the set or without a train row and for leakage above its limits, MachineError for a damaged base.
     """
     named: dict[str, tuple[Example, ...]] = {"train": splits.train, "valid": splits.valid, "test": splits.test}
     chosen, decision = label_set(named, labels)
     counts = count_labels(named, chosen)
-    near = None if data.max_near_leakage is None else parse_share(data.max_near_leakage)
-    leakage, leaks = find_leakage(named, max_exact=parse_share(data.max_leakage) or 0.0, max_near=near)
+    max_exact, max_near = parse_share(data.max_leakage) or 0.0, parse_share(data.max_near_leakage or "")
+    leakage, leaks = find_leakage(named, max_exact=max_exact, max_near=max_near)
     tokens = _count_tokens(named, base, max_length)
-    findings = (
-        *_dropped(splits.dropped),
-        *label_findings(named, counts, weighted=weighted, multi_label=multi_label),
-        *duplicate_findings(splits.train),
-        *leaks,
-        *tokens.findings,
-    )
     return Preflight(
         labels=chosen,
         rows={name: len(rows) for name, rows in named.items()},
@@ -87,7 +79,13 @@ def preflight(
         truncated=tokens.truncated,
         positions=tokens.positions,
         max_length=tokens.max_length,
-        findings=findings,
+        findings=(
+            *_dropped(splits.dropped),
+            *label_findings(named, counts, weighted=weighted, multi_label=multi_label),
+            *duplicate_findings(splits.train),
+            *leaks,
+            *tokens.findings,
+        ),
         decisions=(*((decision,) if decision else ()), *tokens.decisions),
     )
 

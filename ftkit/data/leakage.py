@@ -98,7 +98,8 @@ def _problems(leakage: Leakage, matches: Sequence[Match], share: float, limit: f
     kind = "word for word" if key == "max_leakage" else "word for word or nearly"
     message = (
         f"{counted(len(matches), 'row')} of {leakage.rows:,} in {leakage.split} ({100 * share:.3g}%) "
-        f"{_stand(matches)} {kind} in {leakage.within}; at most {100 * limit:.3g}% may. Remove them from {leakage.within}, or raise data.{key}."
+        f"{_stand(matches)} {kind} in {leakage.within}; at most {100 * limit:.3g}% may. "
+        f"Remove them from {leakage.within}, or raise data.{key}."
     )
     return [Problem("", f"data.{leakage.split}", message)] + [
         Problem("", "", f"{match.row.where} {_sign(match)} {match.other.where}: {_short(match.row.text)}")
@@ -114,7 +115,8 @@ def _findings(leakage: Leakage, exact: Sequence[Match], near: Sequence[Match]) -
             share = 100 * len(matches) / leakage.rows
             message = (
                 f"{counted(len(matches), f'{leakage.split} row')} of {leakage.rows:,} ({share:.3g}%) "
-                f"{_stand(matches)} {how} in {leakage.within}, which flatters the score. Remove them from {leakage.within}."
+                f"{_stand(matches)} {how} in {leakage.within}, which flatters the score. "
+                f"Remove them from {leakage.within}."
             )
             places = (f"{match.row.where} {_sign(match)} {match.other.where}" for match in matches)
             findings.append(Finding("warning", code, message, first_rows(places)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ftkit.records import Reliability
@@ -134,7 +135,7 @@ def lengths(histogram: Sequence[Mapping[str, int]], max_length: int | None) -> s
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         edges = [0, *(item["upto"] for item in histogram)]
-        widths = [right - left for left, right in zip(edges, edges[1:], strict=False)]
+        widths = [right - left for left, right in pairwise(edges)]
         axes.bar(edges[:-1], [item["count"] for item in histogram], [0.9 * w for w in widths], align="edge", color=MAIN)
         if max_length is not None:
             axes.axvline(

@@ -1,10 +1,12 @@
-"""Every number that a person reads in the card, the report and the terminal is written here, so that all three agree."""
+"""Every number that a person reads in card, report and terminal is written here, so that all three agree."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from ftkit.evals.section import LOWER_IS_BETTER
 
 NOTHING = "–"  # noqa: RUF001  an en dash stands for "there is no figure"
 
@@ -19,7 +21,6 @@ _METRIC_NAMES = {
     "ece": "Calibration error (ECE)",
     "loss": "Loss",
 }
-_LOWER_IS_BETTER = frozenset({"log_loss", "ece", "loss", "perplexity", "hamming_loss"})
 
 
 def metric_name(metric: str) -> str:
@@ -27,7 +28,7 @@ def metric_name(metric: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    return metric in _LOWER_IS_BETTER
+    return metric == "loss" or metric in LOWER_IS_BETTER
 
 
 def score(value: float | None) -> str:

@@ -93,8 +93,8 @@ def results(report: EvalReport) -> Results:
 def compared(report: EvalReport) -> list[Compared]:
     """Every paired comparison; an outcome other than "undecided" needs an interval without 0."""
     return [
-        Compared(*pair.split("_vs_", 1), metric=item.metric, comparison=item, outcome=outcome(item))
-        for pair, items in report.comparison.items()
+        Compared(first, second, item.metric, item, outcome(item))
+        for (first, _, second), items in ((pair.partition("_vs_"), items) for pair, items in report.comparison.items())
         for item in items
     ]
 
