@@ -188,6 +188,7 @@ class _Training:
         with writing_folder(folder) as fresh:
             if self.job.converted:
                 model.save_pretrained(fresh, path_initial_model_for_weight_conversion=str(self.initial))
+                _add_head(model, fresh / "adapter_model.safetensors")
             else:
                 model.save_pretrained(fresh)
             (fresh / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run has one of its own
@@ -224,6 +225,18 @@ class _Training:
             best_metric=self.job.best_by if self.best_note else None,
             best_value=self.best_note.get("value"),
         )
+
+
+def _add_head(model: PreTrainedModel, file: Path) -> None:
+    """Puts the head's weights beside the converted updates: peft 0.21's conversion keeps the updates alone."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(file)
+    for name, weight in get_peft_model_state_dict(model).items():
+        if "lora_" not in name:
+            weights.setdefault(name, weight.detach().cpu().contiguous())
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def _watcher(training: _Training, interruption: Interruption, advance: Callable[..., None], log: Any) -> Any:

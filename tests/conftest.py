@@ -121,7 +121,7 @@ def recipe(tmp_path: Path, pico, monkeypatch: pytest.MonkeyPatch):
             "base": str(pico(family)),
             "task": "{type: classify, labels: [bad, good]}",
             "data": "{train: train.csv, valid: valid.csv, test: test.csv}",
-            "adapter": "{type: lora, r: 4, alpha: 8}",
+            "adapter": "{type: lora, r: 8, alpha: 32}",
             "train": "{epochs: 2, batch_size: 8, learning_rate: 5e-3, seed: 7}",
         }
         path = tmp_path / "recipe.yaml"
