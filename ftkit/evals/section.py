@@ -27,9 +27,6 @@ class Eval(Section):
     threshold: Literal["fixed", "tune"] = Field(
         "fixed", description="fixed: a label is predicted from 0.5 on; tune: chosen for F1 on the validation rows."
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Number format of scoring, proof and predict."
-    )
 
 
 class Bound(Section):

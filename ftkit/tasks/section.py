@@ -42,4 +42,3 @@ class Train(Section):
         "auto", description="Number format of training. auto: bfloat16 where the device computes in it."
     )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of splits, initialisation, order and dropout.")
-    seeds: int = Field(1, ge=1, le=20, description="Repeats of the training with other seeds, to show the spread.")
