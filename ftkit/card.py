@@ -1,120 +1,131 @@
-"""The card of a run, README.md: what was made of what, how good it is, how to use it and how to repeat it."""
+"""The run's README.md: what it is, how good it is, how to use it, how to repeat it.
+
+The front matter is what model hubs read. It names no licence: which one the result may have is for its owner to say.
+"""
 
 from __future__ import annotations
 
-from ftkit.report import numbers, wording
+import re
+from typing import Any
+
+from ftkit.report import facts, numbers, tables, untrusted, wording
 from ftkit.report.story import Story
-from ftkit.report.tables import compared, results
-from ftkit.report.untrusted import fenced, markdown
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
+_PIPELINES = {"classify": "text-classification"}
 
 
-def render_card(story: Story) -> str:
-    """Markdown; text that comes from users formats nothing and ends no line."""
-    headline = wording.headline(story)
-    sections = [
-        [f"# {markdown(story.name)}", "", f"**{markdown(headline.label)}.** {markdown(headline.sentence)}"],
-        _facts(story),
-        _results(story),
-        _verdict(story),
-        _use(story),
-        _repeat(story),
-        _limits(story),
-    ]
-    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+class _Markdown(str):
+    """Text that is Markdown already; all other text is escaped when it is printed."""
+
+    __slots__ = ()
 
 
-def _facts(story: Story) -> list[str]:
-    if story.plan is None:
-        return []
-    licence = story.planned("base", "licence") or "not declared"
-    lines = [
-        "## Made from",
-        "",
-        f"- Base: {markdown(str(story.planned('base', 'ref')))} ({markdown(str(story.planned('base', 'source')))}), "
-        f"licence {markdown(str(licence))}, weights SHA-256 `{story.planned('base', 'sha256')}`",
-    ]
-    splits = story.planned("data", "splits") or {}
-    lines.append(f"- Rows: {', '.join(f'{numbers.count(rows)} {split}' for split, rows in splits.items())}")
-    labels = story.planned("data", "labels") or []
-    lines.append(f"- Labels: {', '.join(markdown(str(label)) for label in labels)}")
-    for file in story.planned("data", "files") or []:
-        lines.append(
-            f"- Data: {markdown(str(file['path']))}, SHA-256 `{file['sha256']}`; its licence is its owner's to say"
-        )
-    return lines
+def render(story: Story) -> str:
+    """The card as Markdown. The same folder gives the same bytes."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-
-def _results(story: Story) -> list[str]:
-    if story.eval is None:
-        return []
-    found = results(story.eval)
-    names = [row.name for row in found.rows]
-    lines = [
-        "## Results",
-        "",
-        f"On {numbers.rows(story.eval.n)} held out; 95% bootstrap intervals; best to the digits in bold.",
-        "",
-    ]
-    lines += [f"| metric | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for index, metric in enumerate(found.metrics):
-        cells = []
-        for row in found.rows:
-            cell = row.cells[index]
-            value = f"**{cell.value}**" if cell.best else cell.value
-            cells.append(value if cell.interval == numbers.NOTHING else f"{value} ({cell.interval})")
-        lines.append(f"| {numbers.metric_name(metric)} | {' | '.join(cells)} |")
-    pairs = [item for item in compared(story.eval) if item.second == "baseline"]
-    return [*lines, "", *(f"- {wording.compared_line(item, story.eval.task)}" for item in pairs)]
-
-
-def _verdict(story: Story) -> list[str]:
-    if story.eval is None:
-        return []
-    gate = story.eval.gate
-    lines = ["## Gate and proof", ""]
-    lines += [
-        f"- {wording.reason_line(reason)}: {'holds' if reason.passed else 'does not hold'}" for reason in gate.reasons
-    ]
-    if not gate.reasons:
-        lines.append(f"- {wording.NO_GATE}")
-    if undecided := wording.undecided_line(gate):
-        lines.append(f"- {undecided}")
-    if story.merge is not None:
-        lines.append(f"- {wording.proof_line(story.merge)}")
-    return lines
-
-
-def _use(story: Story) -> list[str]:
-    if not story.has_adapter:
-        return []
-    base = str(story.planned("base", "ref"))
-    labels = len(story.planned("data", "labels") or [])
-    adapter = (
-        "from peft import PeftModel\n"
-        "from transformers import AutoModelForSequenceClassification\n"
-        f"model = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels={labels})\n"
-        'model = PeftModel.from_pretrained(model, "adapter").eval()  # label names: adapter/labels.json'
+    environment = Environment(
+        loader=PackageLoader("ftkit.report"), undefined=StrictUndefined, finalize=_escaped, trim_blocks=True
     )
-    lines = ["## Use", "", "The adapter, with peft:", "", fenced(adapter, "python")]
-    if story.has_merged:
-        merged = 'from transformers import pipeline\nprint(pipeline("text-classification", model="merged")("…"))'
-        lines += ["", "The merged model, with transformers:", "", fenced(merged, "python")]
-    return lines
+    environment.filters |= {"metric": numbers.metric_name, "score": numbers.score, "count": numbers.count}
+    environment.filters |= {"plain": numbers.plain}
+    report = story.eval
+    page = environment.get_template("card.md.j2").render(
+        story=story,
+        front_matter=_Markdown(_front_matter(story)),
+        headline=wording.headline(story),
+        base=facts.base(story),
+        data=facts.data(story),
+        training=facts.training(story),
+        origin=facts.origin(story),
+        limits=facts.limits(story),
+        labels=story.planned("data", "labels") or [],
+        files=story.planned("data", "files") or [],
+        results=tables.results(report) if report else None,
+        compared=[wording.compared_line(item, report.task) for item in tables.compared(report)] if report else [],
+        reasons=[(reason.passed, wording.reason_line(reason)) for reason in report.gate.reasons] if report else [],
+        undecided=wording.undecided_line(report.gate) if report else "",
+        no_gate=wording.NO_GATE,
+        seeds=tables.seed_spread(report) if report else ((), []),
+        proof=wording.proof_line(story.merge) if story.merge else "",
+        use_adapter=_code(_use_adapter(story)),
+        use_merged=_code(_use_merged(story)),
+    )
+    tidy = re.sub(r"\n{3,}", "\n\n", page).strip()
+    # The recipe comes last and after the tidying: its own blank lines stay.
+    return f"{tidy}\n" if story.recipe is None else f"{tidy}\n\n{untrusted.fenced(story.recipe, 'yaml')}\n"
 
 
-def _repeat(story: Story) -> list[str]:
-    if story.plan is None:
-        return []
-    command = str(story.planned("command"))
-    lines = ["## Repeat", "", fenced(command, "sh")]
-    if story.recipe is not None:
-        lines += ["", fenced(story.recipe.rstrip("\n"), "yaml")]
-    versions = story.planned("versions") or {}
-    return [*lines, "", f"Made with {', '.join(f'{name} {number}' for name, number in versions.items())}."]
+def _escaped(value: Any) -> str:
+    return value if isinstance(value, _Markdown) else untrusted.markdown(str(value))
 
 
-def _limits(story: Story) -> list[str]:
-    findings = [found for found in story.planned("data", "findings") or [] if found["level"] == "warning"]
-    if not findings:
-        return []
-    return ["## Known limits", "", *(f"- {markdown(str(found['message']))}" for found in findings)]
+def _code(text: str) -> _Markdown:
+    return _Markdown(untrusted.fenced(text, "python"))
+
+
+def _front_matter(story: Story) -> str:
+    import yaml
+
+    fields: dict[str, Any] = {"library_name": "peft", "tags": ["ftkit", "peft"]}
+    base = str(story.planned("base", "ref") or "")
+    if _HUB_ID.fullmatch(base):
+        fields |= {"base_model": base.partition("@")[0], "base_model_relation": "adapter"}
+    if story.eval is not None:
+        fields["metrics"] = list(story.eval.models[tables.main_model(story.eval)].metrics)
+    if _task(story) in _PIPELINES:
+        fields["pipeline_tag"] = _PIPELINES[_task(story)]
+    return yaml.safe_dump(fields, sort_keys=True, allow_unicode=False)
+
+
+def _task(story: Story) -> str:
+    return story.eval.task if story.eval else str(story.planned("recipe", "task", "type") or "")
+
+
+def _multi_label(story: Story) -> bool:
+    return story.eval.multi_label if story.eval else bool(story.planned("recipe", "task", "multi_label"))
+
+
+def _use_adapter(story: Story) -> str:
+    """Plain peft: nothing of ftkit is needed."""
+    base = untrusted.visible(str(story.planned("base", "ref") or "the base model"))
+    length = story.planned("data", "lengths", "max_length")
+    cut = f", max_length={int(length)}" if length else ""
+    scores = "logits.sigmoid()" if _multi_label(story) else "logits.softmax(-1)"
+    return f"""\
+import json
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+labels = json.load(open("adapter/labels.json", encoding="utf-8"))["labels"]
+names = dict(enumerate(labels))
+base = AutoModelForSequenceClassification.from_pretrained({_quoted(base)}, num_labels=len(labels), id2label=names)
+model = PeftModel.from_pretrained(base, "adapter").eval()
+tokenizer = AutoTokenizer.from_pretrained("adapter")
+
+with torch.no_grad():
+    logits = model(**tokenizer("your text", return_tensors="pt", truncation=True{cut})).logits
+print(dict(zip(labels, {scores}[0].tolist())))
+"""
+
+
+def _use_merged(story: Story) -> str:
+    """Plain transformers."""
+    length = story.planned("data", "lengths", "max_length")
+    cut = f", truncation=True, max_length={int(length)}" if length else ", truncation=True"
+    many = ', function_to_apply="sigmoid"' if _multi_label(story) else ""
+    return f"""\
+from transformers import pipeline
+
+classifier = pipeline("text-classification", model="merged", tokenizer="merged")
+print(classifier("your text", top_k=None{many}{cut}))
+"""
+
+
+def _quoted(text: str) -> str:
+    """A Python string in double quotes, ASCII only: JSON's escapes are Python's too."""
+    import json
+
+    return json.dumps(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,13 +113,15 @@ def evaluate(plan: Plan, run: RunDir, *, machine: Machine, console: Console) -> 
     _check_reload(plan, run, model, tokenizer)
     thresholds = _thresholds(plan, model, tokenizer)
     with console.progress("scoring test rows", len(rows)) as advance:
+        started = time.perf_counter()
         logits = score(model, rows, pad_token_id=tokenizer.pad_token_id, advance=advance)
+        seconds = time.perf_counter() - started
     adapter = probabilities(logits, multi_label=multi_label)
     console.note("metrics, intervals and paired tests")
     scored = {name: scored_on(plan, references, found, ()) for name, found in baselines.items()} | {
         "adapter": scored_on(plan, references, adapter, thresholds)
     }
-    report = _report(plan, scored, thresholds)
+    report = _report(plan, scored, thresholds, seconds)
     baseline = apply_thresholds(baselines["baseline"], multi_label=multi_label)
     _write_predictions(
         run.predictions, plan, adapter, apply_thresholds(adapter, thresholds, multi_label=multi_label), baseline
@@ -183,7 +186,7 @@ def _thresholds(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     return tune_thresholds(references, found, average=plan.recipe.eval.average, multi_label=multi_label)
 
 
-def _report(plan: Plan, scored: dict[str, Scored], thresholds: tuple[float, ...]) -> EvalReport:
+def _report(plan: Plan, scored: dict[str, Scored], thresholds: tuple[float, ...], seconds: float) -> EvalReport:
     comparison = {
         "adapter_vs_baseline": compare(scored["adapter"], scored["baseline"]),
         "adapter_vs_majority": compare(scored["adapter"], scored["majority"]),
@@ -203,6 +206,7 @@ def _report(plan: Plan, scored: dict[str, Scored], thresholds: tuple[float, ...]
         comparison=comparison,
         gate=judge(plan.recipe.gate, models["adapter"], models["baseline"], comparison["adapter_vs_baseline"], n=rows),
         thresholds=thresholds,
+        scoring_seconds=round(seconds, 3),
     )
 
 

@@ -62,6 +62,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
     try:
         os.chmod(fresh, 0o777 & ~_umask())
         yield fresh
+        for file in fresh.rglob("*"):  # safetensors writes files that their owner alone can read
+            os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~_umask())
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             os.replace(path, old)

@@ -80,8 +80,6 @@ def write_labels(folder: Path, plan: Plan, thresholds: tuple[float, ...]) -> Non
             "multi_label": plan.recipe.task.multi_label,
             "thresholds": list(thresholds),
             "max_length": plan.max_length,
-            "base": plan.recipe.base.model,
-            "recipe_folder": str(plan.loaded.path.resolve().parent),
         },
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ftkit.console import Console
 from ftkit.errors import FtkitError, GateNotMet, Interrupted, Problem, RecipeError
 from ftkit.files import read_json, write_json, write_text
-from ftkit.plan import Plan, make_plan
+from ftkit.plan import DEFAULT, Plan, make_plan
 from ftkit.recipe.load import load
 from ftkit.records import EvalReport, TrainSummary, as_json
 from ftkit.rundir import RUNS, RunDir, latest_runs, new_run
@@ -108,6 +108,7 @@ def _train(plan: Plan, folder: RunDir, machine: Machine, console: Console) -> Tr
             load_base(plan, seed=recipe.train.seed, quantize=True, machine=machine)[0], recipe.adapter
         ),
         rows=[{"input_ids": row, "labels": goal} for row, goal in zip(ids, goals, strict=True)],
+        places=[example.where for example in plan.splits.train],
         loss=loss_function(multi_label=task.multi_label, weights=weights, label_smoothing=task.label_smoothing),
         validate=validator(plan, tokenizer),
         best_by=plan.best_by,
@@ -145,15 +146,14 @@ def _measure(plan: Plan, folder: RunDir, machine: Machine, console: Console) -> 
 
 def _tell(folder: RunDir, console: Console) -> None:
     """Card, page and terminal summary, from what stands in the folder."""
-    from ftkit.card import render_card
-    from ftkit.report.html import render_html
+    from ftkit import card
+    from ftkit.report import html, summary
     from ftkit.report.story import Story
-    from ftkit.report.summary import render_summary
 
     story = Story.read(folder.folder)
-    write_text(folder.folder / "README.md", render_card(story))
-    write_text(folder.folder / "report.html", render_html(story))
-    console.result(render_summary(story))
+    write_text(folder.folder / "README.md", card.render(story))
+    write_text(folder.folder / "report.html", html.render(story))
+    console.result(summary.render(story))
 
 
 def say_plan(plan: Plan, console: Console) -> None:
@@ -161,8 +161,12 @@ def say_plan(plan: Plan, console: Console) -> None:
     checks = plan.preflight
     rows = ", ".join(f"{count:,} {name}" for name, count in checks.rows.items())
     console.note(f"{rows} rows; labels {', '.join(plan.labels[:8])}{' …' if len(plan.labels) > 8 else ''}")
+    fixed = [decision for decision in plan.decisions if decision.why == DEFAULT]
     for decision in plan.decisions:
-        console.note(f"{decision.key} = {decision.value}  ({decision.why})")
+        if decision not in fixed:
+            console.note(f"{decision.key} = {decision.value}  ({decision.why})")
+    if fixed:
+        console.note(f"left out, so default: {', '.join(f'{each.key} {each.value}' for each in fixed)}")
     for finding in checks.findings:
         where = f" ({', '.join(finding.rows[:3])}{', …' if len(finding.rows) > 3 else ''})" if finding.rows else ""
         (console.warn if finding.level == "warning" else console.note)(f"{finding.message}{where}")

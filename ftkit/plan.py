@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from ftkit.models.locate import BaseFiles, locate
 from ftkit.recipe.load import LoadedRecipe
 from ftkit.recipe.schema import Recipe
 from ftkit.records import Decision, as_json
+from ftkit.section import Section
 
+DEFAULT = "default"
 _LENGTH_WITHOUT_TOKENIZER = 256
 
 
@@ -57,6 +60,7 @@ class Plan:
             "base": {
                 "ref": self.recipe.base.model,
                 "source": self.files.source,
+                "folder": str(self.files.folder) if self.files.source == "folder" else None,
                 "revision": self.files.revision,
                 "sha256": self.files.sha256() if machine else None,
                 "licence": self.files.licence(),
@@ -66,6 +70,7 @@ class Plan:
                     {"path": file.source, "split": file.split, "sha256": file.sha256, "rows": file.rows}
                     for file in self.splits.sources
                 ],
+                "licence": self.recipe.data.licence,
                 "sha256": examples_sha256(self.splits.test),
                 "splits": checks.rows,
                 "labels": list(checks.labels),
@@ -113,7 +118,20 @@ def make_plan(loaded: LoadedRecipe, *, weights: bool) -> Plan:
     )
     _check_fit(loaded, splits, checks)
     max_length, decisions = _max_length(checks)
-    return Plan(loaded, files, splits, checks, max_length, (*splits.decisions, *checks.decisions, *decisions))
+    chosen = (*splits.decisions, *checks.decisions, *decisions)
+    decided = {decision.key for decision in chosen}
+    defaults = tuple(found for found in _defaults(recipe) if found.key not in decided)
+    return Plan(loaded, files, splits, checks, max_length, (*chosen, *defaults))
+
+
+def _defaults(section: Section, above: str = "") -> Iterator[Decision]:
+    """The keys that the recipe leaves out and that keep a fixed value."""
+    for name in type(section).model_fields:
+        value, key = getattr(section, name), f"{above}{name}"
+        if isinstance(value, Section):
+            yield from _defaults(value, f"{key}.")
+        elif name not in section.model_fields_set and value is not None and value != {}:
+            yield Decision(key, value, DEFAULT)
 
 
 def _max_length(checks: Preflight) -> tuple[int, tuple[Decision, ...]]:

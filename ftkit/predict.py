@@ -58,10 +58,10 @@ def load_predictor(run: RunDir, machine: Machine) -> Predictor:
         fix = f"Train it first: ftkit run {run.recipe} --out {run.folder} --resume"
         raise RecipeError(f"{run.folder} has no trained adapter", [Problem("", "RUN", fix)])
     facts = read_json(folder / "labels.json")
-    planned = read_json(run.plan)["recipe"]["base"]
-    trusted = bool(planned["trust_remote_code"])
+    plan = read_json(run.plan)
+    base, trusted = plan["base"], bool(plan["recipe"]["base"]["trust_remote_code"])
     own = BaseFiles(str(folder), "folder", folder, None)
-    files = own if folder == run.merged else locate(facts["base"], Path(facts["recipe_folder"]), weights=True)
+    files = own if folder == run.merged else locate(base["folder"] or base["ref"], Path.cwd(), weights=True)
     tokenizer = load_tokenizer(own, max_length=facts["max_length"])
     classifier = load_classifier(
         files,

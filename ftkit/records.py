@@ -78,6 +78,16 @@ class ClassScore:
 
 
 @dataclass(frozen=True, slots=True)
+class Average:
+    """Precision, recall and F1 over all labels, by one way of averaging: macro, micro or weighted."""
+
+    average: str
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reliability:
     """One bin of a reliability diagram: mean confidence and accuracy of the rows that fall in it."""
 
@@ -99,6 +109,7 @@ class ModelScores:
     per_class: tuple[ClassScore, ...]
     confusion: tuple[Any, ...]
     reliability: tuple[Reliability, ...] = ()
+    averages: tuple[Average, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +147,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """eval.json: every model on the same rows, the paired comparisons, and the verdict."""
+    """eval.json: every model on the same rows, the paired comparisons, and the verdict.
+
+    ``scoring_seconds``: what the adapter took for the rows, tokenised. ``seeds``: metrics of the same training with
+    other seeds.
+    """
 
     task: str
     split: str
@@ -150,6 +165,7 @@ class EvalReport:
     comparison: Mapping[str, Sequence[Comparison]]
     gate: Verdict
     thresholds: tuple[float, ...] = ()
+    scoring_seconds: float | None = None
     seeds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 

@@ -33,11 +33,13 @@ Validate = Callable[["PreTrainedModel"], dict[str, float]]
 class Job:
     """All that one training needs. ``build`` makes the adapted model anew; ``validate`` scores it, or is None.
 
-    ``best_by`` names the figure of ``validate`` that the exported checkpoint is chosen by.
+    ``places``: where each of ``rows`` stands, for messages. ``best_by`` names the figure of ``validate`` by which the
+    exported checkpoint is chosen.
     """
 
     build: Callable[[], PreTrainedModel]
     rows: Sequence[Encoded]
+    places: Sequence[str]
     loss: Callable[..., Any]
     validate: Validate | None
     best_by: str
@@ -107,10 +109,21 @@ class _Training:
             self.run.train_log.open("a", encoding="utf-8") as log,
         ):
             trainer.add_callback(_watcher(self, interruption, advance, log))
-            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            try:
+                result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except TrainingFailed as error:
+                raise self._located(error, trainer.state.global_step + 1) from None
         if interruption.requested and trainer.state.global_step < steps:
             raise Interrupted(f"stopped at step {trainer.state.global_step} of {steps}; a checkpoint is saved")
         return self._finish(trainer, result.training_loss)
+
+    def _located(self, error: TrainingFailed, step: int) -> TrainingFailed:
+        """The error with the step and the rows at which it came."""
+        rows = TrainingRows(self.job.rows, self.job.section.batch_size, self.seed).rows_of_step(step)
+        places = ", ".join(self.job.places[row] for row in rows)
+        return TrainingFailed(
+            f"{error.headline} at step {step}", [*error.problems, Problem("", "rows", f"of that step: {places}")]
+        )
 
     def _trainer(self, model: PreTrainedModel) -> Trainer:
         from transformers import PrinterCallback, Trainer, TrainingArguments

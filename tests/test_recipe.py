@@ -220,7 +220,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "data: {train: a.csv, label: x}",
             "data.label",
             "unknown key. Did you mean data.columns.label? "
-            "Keys here: columns, group, label_separator, max_leakage, max_near_leakage, quoting, test, train, valid.",
+            "Keys here: columns, group, label_separator, licence, max_leakage, max_near_leakage, quoting, test, train, valid.",
         ),
         one("adapter", "adapter: lorra", "adapter", f"there is no preset 'lorra'. Did you mean lora? {PRESETS}"),
         one("adapter", "adapter: ../x", "adapter", f"there is no preset '../x'. {PRESETS}"),
@@ -729,7 +729,8 @@ BAD = [
 
 @pytest.mark.parametrize("text", GOOD + BAD)
 def test_the_json_schema_agrees_with_the_loader(tmp_path: Path, text: str) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
+    import jsonschema
+
     jsonschema.Draft202012Validator.check_schema(json_schema())
     valid = jsonschema.Draft202012Validator(json_schema()).is_valid(read_text(text, "x")[0].plain())
     assert valid is (text in GOOD)

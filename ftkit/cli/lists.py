@@ -59,10 +59,10 @@ def print_run(text: str, *, json: bool) -> None:
         found = {name: read_json(path) for name, path in parts.items() if path.exists()}
         console.json({"run": str(run.folder), "state": state(run), **found})
         return
+    from ftkit.report import summary
     from ftkit.report.story import Story
-    from ftkit.report.summary import render_summary
 
-    console.result(render_summary(Story.read(run.folder)))
+    console.result(summary.render(Story.read(run.folder)))
 
 
 def print_presets(*, json: bool) -> None:

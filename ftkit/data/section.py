@@ -63,6 +63,7 @@ class Data(Section):
     label_separator: str = Field(
         "|", min_length=1, description="Separates the labels of a multi-label row in a text cell."
     )
+    licence: str | None = Field(None, description="Licence of the rows, to stand in the card.")
     max_leakage: Share = Field(
         "1%", description="Largest share of test or valid rows that may stand in train word for word."
     )

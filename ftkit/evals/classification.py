@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ftkit.evals import statistics
 from ftkit.evals.calibration import reliability
 from ftkit.evals.loading import Metric, load_metrics, measure
+from ftkit.evals.section import Average as AverageName
 from ftkit.evals.section import Eval, MetricName, selected_metrics
-from ftkit.records import ClassScore, Comparison, ModelScores
+from ftkit.records import Average, ClassScore, Comparison, ModelScores
 
 if TYPE_CHECKING:
     from ftkit.evals.statistics import Bools, Floats, Integers
@@ -66,6 +67,7 @@ def score_classification(
         per_class=_per_class(references, predictions, labels, multi_label),
         confusion=_confusion(references, predictions, len(labels), multi_label),
         reliability=reliability(references, probabilities),
+        averages=_averages(references, predictions, len(labels), multi_label),
     )
     correct = (references == predictions).reshape(len(references), -1).all(axis=1)
     return Scored(scores, correct, resampled, (len(references), resamples, seed))
@@ -132,6 +134,20 @@ def _per_class(
         ClassScore(label, float(precision), float(recall), float(f1), int(support))
         for label, precision, recall, f1, support in zip(labels, *columns, strict=True)
     )
+
+
+def _averages(references: Integers, predictions: Integers, labels: int, multi_label: bool) -> tuple[Average, ...]:
+    """Precision, recall and F1 by every way of averaging; the recipe's own is among the metrics, too."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    chosen = None if multi_label else range(labels)
+    found = []
+    for name in get_args(AverageName):
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            references, predictions, labels=chosen, average=name, zero_division=0
+        )
+        found.append(Average(name, float(precision), float(recall), float(f1)))
+    return tuple(found)
 
 
 def _confusion(

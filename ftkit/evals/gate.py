@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from ftkit.evals.section import LOWER_IS_BETTER, Bound, Gate, MetricName
 from ftkit.records import Comparison, GateReason, ModelScores, Verdict
 
-# A difference below this is rounding, and no number of rows would decide it.
-NOTHING = 1e-9
+# A difference that reads as 0.000: no useful number of rows would decide it.
+NOTHING = 5e-4
 
 
 def judge(

@@ -25,10 +25,14 @@ _BLOCK = 64  # bitsandbytes quantises weights in blocks of this many values
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A model with a head over ``labels``. ``head``: the full names of the modules the base's checkpoint lacks."""
+    """A model with a head over ``labels``. ``head``: the full names of the modules the base's checkpoint lacks.
+
+    ``revision``: the commit of the base on the hub, where it came from there.
+    """
 
     model: PreTrainedModel
     head: tuple[str, ...]
+    revision: str | None
 
 
 def quiet_libraries() -> None:
@@ -119,7 +123,8 @@ def load_classifier(
     model.config.get_text_config().pad_token_id = pad_token_id
     model.config.pad_token_id = pad_token_id
     lacking = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    return Classifier(model, _head_modules(model, lacking))
+    model.name_or_path = files.address  # PEFT writes it into the adapter's configuration
+    return Classifier(model, _head_modules(model, lacking), files.revision)
 
 
 def with_new_adapter(classifier: Classifier, adapter: Adapter) -> PreTrainedModel:
@@ -134,6 +139,7 @@ def with_new_adapter(classifier: Classifier, adapter: Adapter) -> PreTrainedMode
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
     inside = [name for name, _ in model.named_modules() if _is_within(name, classifier.head)]
     config: PeftConfig = adapter.peft_config(classifier.head, inside, transposed=transposed)
+    config.revision = classifier.revision
     try:
         return get_peft_model(model, config)
     except ValueError as error:

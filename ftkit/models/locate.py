@@ -65,6 +65,11 @@ class BaseFiles:
             raise MachineError(f"{path} is not a JSON object", [Problem("", "base", "Fetch the model again.")])
         return config
 
+    @property
+    def address(self) -> str:
+        """Where others find the model: its hub id, or the folder itself. It goes into the adapter's configuration."""
+        return str(self.folder) if self.source == "folder" else self.name.partition("@")[0]
+
     def weights(self) -> list[Path]:
         """The safetensors files, in order. Raises MachineError where there is none."""
         found = sorted(self.folder.glob("*.safetensors"))

@@ -109,14 +109,14 @@ def reliability(bins: Mapping[str, Sequence[Reliability]]) -> str:
     return _svg("reliability", draw, "Reliability diagram: share of right answers against confidence", (4.6, 3.8))
 
 
-def scores(metric: str, found: Sequence[tuple[str, float, tuple[float, float] | None]]) -> str:
-    """One metric of every model with its 95% interval. ``found``: (name, value, interval), best known last."""
+def scores(metric: str, found: Sequence[tuple[str, float, tuple[float, float] | None, bool]]) -> str:
+    """One metric of every model with its 95% interval. ``found``: (name, value, interval, whether it was trained)."""
     name = numbers.metric_name(metric)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for row, (_, value, interval) in enumerate(reversed(found)):
-            colour = MAIN if row < len(found) and found[-1 - row][0] in ("Adapter", "Merged model") else OTHER
+        for row, (_, value, interval, trained) in enumerate(reversed(found)):
+            colour = MAIN if trained else OTHER
             if interval is not None:
                 axes.plot(interval, (row, row), color=colour, linewidth=4, alpha=0.45, solid_capstyle="butt")
             axes.plot(value, row, color=colour, marker="o", markersize=7)
@@ -200,11 +200,11 @@ def _inline(svg: str, name: str, alt: str) -> str:
     from html import escape
 
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)  # it would style the whole page
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
     svg = svg.replace("xlink:href=", "href=").replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = svg.replace("font-family: 'DejaVu Sans', sans-serif; ", "")
     for mark, variable in _VARIABLES.items():
         svg = svg.replace(mark, variable)
     box = re.search(r'viewBox="([^"]*)"', svg)

@@ -1,111 +1,198 @@
-"""report.html: one file, no network, no script; every text from outside is escaped by the template engine."""
+"""report.html: one self-contained page. What is shown is decided here, how it looks in templates/report.html.j2."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ftkit.report import charts, numbers, tables, wording
-from ftkit.report.story import Story
-from ftkit.report.untrusted import clip, visible
+from ftkit.evals.gate import rows_to_decide
+from ftkit.records import EvalReport
+from ftkit.report import charts, facts, numbers, tables, untrusted, wording
+from ftkit.report.story import Mistake, Story
 
-_MATRIX_LABELS = 40
-_PAIRS = 20
-_CLIP = 240
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+LARGEST_MATRIX = 40
+WITH_SHARES = 12
+LISTED_PAIRS = 20
+SHOWN_CLASSES = 20
+SHOWN_TEXT = 320
 
 
-def render_html(story: Story) -> str:
-    """The page; parts whose stage did not run are left out."""
+def render(story: Story) -> str:
+    """The page. The same folder gives the same bytes."""
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            story=story,
+            headline=wording.headline(story),
+            errors=[_error(mistake) for mistake in story.predictions.worst] if story.predictions else [],
+            base=facts.base(story),
+            data=facts.data(story),
+            training=facts.training(story),
+            proof=facts.proof(story),
+            origin=facts.origin(story),
+            limits=facts.limits(story),
+            **_results(story),
+            **_labels(story.eval),
+            **_charts(story),
+            **_data_tables(story),
+        )
+    )
+    return page.strip() + "\n"
+
+
+def _environment() -> Environment:
+    """Everything that a template prints is made visible, then escaped; only charts are marked as markup."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def shown(value: Any) -> Any:
+        return value if isinstance(value, Markup) else untrusted.visible(str(value))
 
     environment = Environment(
         loader=PackageLoader("ftkit.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "visible": visible,
-        "count": numbers.count,
         "metric": numbers.metric_name,
+        "score": numbers.score,
+        "count": numbers.count,
+        "percent": numbers.percent,
         "plain": numbers.plain,
     }
-    return environment.get_template("report.html.j2").render(
-        story=story,
-        headline=wording.headline(story),
-        numbers=numbers,
-        evaluation=_evaluation(story),
-        charts=_charts(story),
-        mistakes=_mistakes(story),
-        proof=None if story.merge is None else wording.proof_line(story.merge),
-    )
+    return environment
 
 
-def _evaluation(story: Story) -> dict[str, Any] | None:
+def _results(story: Story) -> dict[str, Any]:
     report = story.eval
     if report is None:
-        return None
-    main = report.models[tables.main_model(report)]
-    small = not report.multi_label and len(report.labels) <= _MATRIX_LABELS
+        return {"results": None, "compared": [], "gate": [], "undecided": "", "seeds": ((), []), "against": None}
     return {
-        "n": report.n,
-        "labels": report.labels,
-        "multi_label": report.multi_label,
         "results": tables.results(report),
-        "compared": [wording.compared_line(item, report.task) for item in tables.compared(report)],
-        "reasons": [(wording.reason_line(reason), reason.passed) for reason in report.gate.reasons],
-        "no_gate": wording.NO_GATE,
+        "lower": {metric: numbers.lower_is_better(metric) for metric in tables.results(report).metrics},
+        "compared": [_compared(item, report) for item in tables.compared(report)],
+        "gate": report.gate.reasons,
         "undecided": wording.undecided_line(report.gate),
-        "per_class": tables.weakest_first(main.per_class),
-        "confusion": tables.confusion_cells(main.confusion) if small else None,
-        "pairs": None if small or report.multi_label else tables.confused_pairs(report.labels, main.confusion, _PAIRS),
-        "tables": list(zip(report.labels, main.confusion, strict=True)) if report.multi_label else None,
-        "thresholds": list(zip(report.labels[-len(report.thresholds) :], report.thresholds, strict=True))
-        if report.thresholds
-        else [],
+        "no_gate": wording.NO_GATE,
+        "seeds": tables.seed_spread(report),
+        "against": story.predictions.against_baseline if story.predictions else None,
     }
+
+
+def _compared(item: tables.Compared, report: EvalReport) -> dict[str, Any]:
+    found = item.comparison
+    needed = rows_to_decide(found, report.n) if item.outcome == "undecided" else None
+    return {
+        "models": f"{tables.model_name(item.first, report.task)} against {tables.model_name(item.second, report.task)}",
+        "metric": item.metric,
+        "difference": numbers.signed(found.difference),
+        "interval": numbers.interval(found.ci95),
+        "p": numbers.p_value(found.p_value),
+        "test": {"mcnemar": "McNemar", "paired_bootstrap": "paired bootstrap"}[found.test],
+        "outcome": item.outcome,
+        "needed": numbers.count(needed) if needed else "",
+    }
+
+
+def _labels(report: EvalReport | None) -> dict[str, Any]:
+    """Figures by label: precision and recall, and what was taken for what."""
+    nothing: dict[str, Any] = dict.fromkeys(("per_class", "more_classes", "averages", "pairs", "label_tables"), ())
+    nothing["matrix"] = None
+    if report is None:
+        return nothing | {"multi_label": False, "probe_f1": {}}
+    scores = report.models[tables.main_model(report)]
+    probe = report.models.get("baseline")
+    listed = list(scores.per_class)
+    if len(listed) > LARGEST_MATRIX:
+        listed = tables.weakest_first(listed)
+    shown = SHOWN_CLASSES if len(listed) > LARGEST_MATRIX else len(listed)
+    out = nothing | {
+        "per_class": listed[:shown],
+        "more_classes": listed[shown:],
+        "averages": scores.averages,
+        "probe_f1": {item.label: item.f1 for item in probe.per_class} if probe else {},
+        "multi_label": report.multi_label,
+        "labels": report.labels,
+        "with_shares": len(report.labels) <= WITH_SHARES,
+    }
+    if report.multi_label:
+        return out | {"label_tables": list(zip(report.labels, scores.confusion, strict=False))}
+    pairs = tables.confused_pairs(report.labels, scores.confusion, LISTED_PAIRS)
+    matrix = tables.confusion_cells(scores.confusion) if len(report.labels) <= LARGEST_MATRIX else None
+    return out | {"matrix": matrix, "pairs": pairs if len(report.labels) > 2 else []}
 
 
 def _charts(story: Story) -> dict[str, Any]:
-    """Drawings that matplotlib made; it escapes the text in them."""
+    """Inline SVG by place; None where there is nothing to draw."""
     from markupsafe import Markup
 
-    drawn: dict[str, list[str]] = {"scores": [], "reliability": [], "curves": [], "lengths": []}
-    report, log = story.eval, story.train_log
-    if report is not None:
-        metric = tables.main_metric(report)
-        found = [
-            (tables.model_name(model, report.task), value, report.models[model].ci95.get(metric))
-            for model in tables.ordered_models(report)
-            if (value := report.models[model].metrics.get(metric)) is not None
-        ]
-        drawn["scores"].append(charts.scores(metric, found))
-        bins = {
-            tables.model_name(model, report.task): report.models[model].reliability
-            for model in ("baseline", "adapter")
-            if model in report.models and report.models[model].reliability
-        }
-        if bins:
-            drawn["reliability"].append(charts.reliability(bins))
-    if log is not None and log.loss:
-        drawn["curves"].append(
-            charts.losses(log.loss, log.valid.get("loss", log.valid.get("log_loss", ())), log.best_step)
-        )
-        named = [name for name in log.valid if name not in ("loss", "log_loss")]
-        drawn["curves"] += [charts.validation(name, log.valid[name], log.best_step) for name in named]
-    histogram = story.planned("data", "lengths", "histogram")
-    if histogram:
-        drawn["lengths"].append(charts.lengths(histogram, story.planned("data", "lengths", "max_length")))
-    return {name: [Markup(svg) for svg in found] for name, found in drawn.items()}
+    drawn = {
+        "scores_chart": _scores_chart(story.eval),
+        "reliability_chart": _reliability_chart(story.eval),
+        "lengths_chart": _lengths_chart(story),
+        **_progress_charts(story),
+    }
+    return {name: Markup(svg) if svg else None for name, svg in drawn.items()}
 
 
-def _mistakes(story: Story) -> list[dict[str, Any]]:
-    if story.predictions is None:
-        return []
+def _scores_chart(report: EvalReport | None) -> str | None:
+    if report is None:
+        return None
+    metric = tables.main_metric(report)
     found = []
-    for mistake in story.predictions.worst:
-        start, rest = clip(visible(mistake.text), _CLIP)
-        found.append(
-            {"mistake": mistake, "start": start, "rest": rest, "confidence": numbers.percent(mistake.confidence)}
-        )
-    return found
+    for model in tables.ordered_models(report):
+        value = report.models[model].metrics.get(metric)
+        if value is not None:
+            name = untrusted.visible(tables.model_name(model, report.task))
+            found.append((name, value, report.models[model].ci95.get(metric), model not in ("majority", "baseline")))
+    return charts.scores(metric, found) if found else None
+
+
+def _reliability_chart(report: EvalReport | None) -> str | None:
+    if report is None:
+        return None
+    bins = {
+        tables.model_name(model, report.task): report.models[model].reliability
+        for model in (tables.main_model(report), "baseline")
+        if model in report.models and report.models[model].reliability
+    }
+    return charts.reliability(bins) if bins else None
+
+
+def _lengths_chart(story: Story) -> str | None:
+    lengths = story.planned("data", "lengths") or {}
+    return charts.lengths(lengths["histogram"], lengths.get("max_length")) if lengths.get("histogram") else None
+
+
+def _progress_charts(story: Story) -> dict[str, str | None]:
+    log = story.train_log
+    if log is None or not log.loss:
+        return {"losses_chart": None, "validation_chart": None}
+    chosen = story.train.best_metric if story.train else None
+    metric = next((name for name in (chosen, *log.valid) if name in log.valid and name != "log_loss"), None)
+    return {
+        "losses_chart": charts.losses(log.loss, log.valid.get("log_loss", ()), log.best_step),
+        "validation_chart": charts.validation(metric, log.valid[metric], log.best_step) if metric else None,
+    }
+
+
+def _data_tables(story: Story) -> dict[str, Any]:
+    per_label = story.planned("data", "per_label") or {}
+    return {
+        "splits": list(per_label),
+        "label_counts": tables.label_counts(per_label, story.planned("data", "labels") or []),
+        "files": story.planned("data", "files") or [],
+        "findings": story.planned("data", "findings") or [],
+        "decisions": story.planned("decisions") or [],
+    }
+
+
+def _error(mistake: Mistake) -> dict[str, Any]:
+    start, rest = untrusted.clip(mistake.text, SHOWN_TEXT)
+    return {"row": mistake, "start": start, "rest": rest, "sure": numbers.percent(mistake.confidence)}

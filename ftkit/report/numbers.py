@@ -105,12 +105,6 @@ def size(value: float) -> str:
     return f"{value:,.1f} GiB"
 
 
-def round_up(value: float) -> int:
-    """To two significant digits, upwards: an estimate must not look exact, nor promise too much."""
-    step: int = 10 ** max(0, math.floor(math.log10(max(value, 1))) - 1)
-    return math.ceil(value / step) * step
-
-
 def plain(value: Any) -> str:
     """A value from a recipe or a plan as a person would write it in YAML."""
     if value is None:

@@ -1,71 +1,119 @@
-"""The terminal summary of a run: the table of models, what was compared, the verdict, and where things are."""
+"""The end of `ftkit run` and the answer of `ftkit show`: the run on one screen of a terminal."""
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
-from ftkit.report import numbers, wording
+from ftkit.records import EvalReport
+from ftkit.report import numbers, tables, untrusted, wording
 from ftkit.report.story import Story
-from ftkit.report.tables import compared, results
-from ftkit.report.untrusted import visible
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-
-def render_summary(story: Story) -> RenderableType:
-    """A renderable for rich; copes with every stage that did not run."""
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
     from rich.text import Text
 
-    headline = wording.headline(story)
-    parts: list[RenderableType] = [
-        Text(f"{visible(story.name)}: {headline.label}", style="bold"),
-        Text(headline.sentence),
-    ]
-    if story.eval is not None:
-        parts = [_table(story), *(Text(line) for line in _comparisons(story)), Text(""), *parts]
-        reasons = [
-            f"gate: {wording.reason_line(reason)}: {'holds' if reason.passed else 'DOES NOT HOLD'}"
-            for reason in story.eval.gate.reasons
-        ]
-        parts += [Text(line) for line in (reasons or [wording.NO_GATE])]
-        if undecided := wording.undecided_line(story.eval.gate):
-            parts.append(Text(undecided))
-    if story.merge is not None:
-        parts.append(Text(wording.proof_line(story.merge)))
-    parts.append(Text(f"folder: {story.folder}    report: {story.folder / 'report.html'}"))
-    if story.has_adapter:
-        parts.append(Text(f'next: ftkit predict {story.folder} --text "…"'))
-    return Group(*parts)
+_STYLES = {"good": "bold green", "bad": "bold red", "open": "bold yellow", "plain": "bold"}
+_MARKS = {"good": "✓", "bad": "✗", "open": "?", "plain": "•"}
+_NAME_WIDTH = 33
+_COLUMN_WIDTH = 13
 
 
-def _table(story: Story) -> RenderableType:
-    from rich import box
+class Summary:
+    """A rich renderable. The table is cut into as many as the terminal's width needs, never into half figures."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        report = self.story.eval
+        if report is not None:
+            yield from _tables(report, options.max_width)
+            for item in _main_comparisons(report):
+                yield _line(wording.compared_line(item, report.task))
+            yield ""
+            yield from _gate(report)
+        if self.story.merge is not None:
+            proved = bool(self.story.merge["passed"])
+            yield _marked("good" if proved else "bad", wording.proof_line(self.story.merge))
+        headline = wording.headline(self.story)
+        if report is None or self.story.error is not None:
+            yield _marked(headline.tone, f"{headline.label}. {headline.sentence}")
+        yield ""
+        yield from _places(self.story)
+
+
+def render(story: Story) -> RenderableType:
+    """What to print. Text from data is shown as text: it cannot set colours or move the cursor."""
+    return Summary(story)
+
+
+def _main_comparisons(report: EvalReport) -> list[tables.Compared]:
+    """Accuracy and the metric of the headline, against the baseline; the report has all of them."""
+    shown = {"accuracy", tables.main_metric(report)}
+    return [item for item in tables.compared(report) if item.second == "baseline" and item.metric in shown]
+
+
+def _tables(report: EvalReport, width: int) -> list[Table]:
+    found = tables.results(report)
+    each = max(1, (width - _NAME_WIDTH) // _COLUMN_WIDTH)
+    starts = range(0, len(found.metrics), each)
+    return [_table(report, found, list(range(start, min(start + each, len(found.metrics))))) for start in starts]
+
+
+def _table(report: EvalReport, found: tables.Results, columns: list[int]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    assert story.eval is not None
-    found = results(story.eval)
-    table = Table(
-        box=box.SIMPLE_HEAD, title=f"{numbers.count(story.eval.n)} test rows, 95% intervals", title_justify="left"
-    )
-    table.add_column("metric", no_wrap=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(f"{report.split}, {numbers.rows(report.n)}", max_width=_NAME_WIDTH, overflow="fold")
+    for column in columns:
+        metric = found.metrics[column]
+        arrow = " ↓" if numbers.lower_is_better(metric) else ""
+        table.add_column(f"{numbers.metric_name(metric)}{arrow}", justify="right")
     for row in found.rows:
-        table.add_column(row.name, justify="right")
-    for index, metric in enumerate(found.metrics):
         cells = []
-        for row in found.rows:
-            cell = row.cells[index]
-            beside = "" if cell.interval == numbers.NOTHING else f"\n[dim]{cell.interval}[/dim]"
-            cells.append((f"[bold]{cell.value} *[/bold]" if cell.best else f"{cell.value}  ") + beside)
-        table.add_row(numbers.metric_name(metric), *cells)
-    table.caption = "* best to the shown digits"
-    table.caption_justify = "left"
+        for column in columns:
+            cell = row.cells[column]
+            low_to_high = cell.interval.replace(" to ", "-") if cell.interval != numbers.NOTHING else ""
+            cells.append(Text.assemble((cell.value, "bold" if cell.best else ""), (f"\n{low_to_high}", "dim")))
+        table.add_row(_line(row.name), *cells)
     return table
 
 
-def _comparisons(story: Story) -> list[str]:
-    assert story.eval is not None
-    wanted = {"accuracy", "f1"}
-    lines = [item for item in compared(story.eval) if item.metric in wanted and item.second == "baseline"]
-    return [wording.compared_line(item, story.eval.task) for item in lines]
+def _gate(report: EvalReport) -> list[Text]:
+    if not report.gate.reasons:
+        return [_marked("plain", wording.NO_GATE)]
+    lines = [_marked("good" if reason.passed else "bad", wording.reason_line(reason)) for reason in report.gate.reasons]
+    undecided = wording.undecided_line(report.gate)
+    if undecided:
+        lines.append(_marked("open", f"{undecided}."))
+    passed = report.gate.passed
+    return [_marked("good" if passed else "bad", "The gate is met." if passed else "The gate is not met."), *lines]
+
+
+def _places(story: Story) -> list[Text]:
+    """Where things are, and what one would do next."""
+    run = shlex.quote(untrusted.visible(str(story.folder)))
+    present = [name for name in ("report.html", "README.md") if (story.folder / name).is_file()]
+    present += [f"{name}/" for name, there in (("adapter", story.has_adapter), ("merged", story.has_merged)) if there]
+    lines = [_line(f"{run}: {', '.join(present)}") if present else _line(run)]
+    if story.eval is not None and story.has_adapter:
+        lines.append(_line(f'next: ftkit predict {run} --text "…"'))
+    elif story.error is not None:
+        lines.append(_line(f"details: {run}/error.txt"))
+    return lines
+
+
+def _line(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(untrusted.visible(text))
+
+
+def _marked(tone: str, text: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble((f"{_MARKS[tone]} ", _STYLES[tone]), untrusted.visible(text))

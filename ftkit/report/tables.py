@@ -152,6 +152,20 @@ def weakest_first(scores: Sequence[ClassScore]) -> list[ClassScore]:
     return sorted(scores, key=lambda score: (score.f1, score.label))
 
 
+def seed_spread(report: EvalReport) -> tuple[tuple[str, ...], list[tuple[str, list[str]]]]:
+    """Metrics, and their values for each seed and from lowest to highest; empty where one seed was run."""
+    if not report.seeds:
+        return (), []
+    runs = {str(report.seed): report.models[main_model(report)].metrics, **report.seeds}
+    metrics = tuple(
+        metric for metric in next(iter(runs.values())) if any(metric in seed for seed in report.seeds.values())
+    )
+    rows = [(seed, [numbers.score(values.get(metric)) for metric in metrics]) for seed, values in runs.items()]
+    present = [[value for run in runs.values() if (value := run.get(metric)) is not None] for metric in metrics]
+    spread = [numbers.interval((min(values), max(values))) if values else numbers.NOTHING for values in present]
+    return metrics, [*rows, ("lowest to highest", spread)]
+
+
 def label_counts(per_label: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -> list[tuple[str, list[int]]]:
     """Rows of each label in each split, in the order of the label set."""
     return [(label, [counts.get(label, 0) for counts in per_label.values()]) for label in labels]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ftkit.evals.gate import NOTHING, rows_to_decide
 from ftkit.records import Comparison, EvalReport, GateReason, Verdict
 from ftkit.report import numbers
 from ftkit.report.story import Story
@@ -40,18 +41,6 @@ def compared_line(item: Compared, task: str) -> str:
         f"{numbers.metric_name(item.metric)} {numbers.signed(found.difference)} "
         f"(95% {numbers.interval(found.ci95)}), {numbers.p_value(found.p_value)}"
     )
-
-
-def rows_to_decide(comparison: Comparison, n: int) -> int | None:
-    """About how many test rows would put 0 outside the interval if the difference stayed as it is.
-
-    The interval narrows with the square root of the rows. None where the difference is too small for that to be of use.
-    """
-    difference = comparison.difference
-    if outcome(comparison) != "undecided" or round(abs(difference), 3) == 0:
-        return None
-    side = comparison.ci95[0] if difference > 0 else comparison.ci95[1]
-    return max(numbers.round_up(n * ((difference - side) / difference) ** 2), n + 1)
 
 
 def reason_line(reason: GateReason) -> str:
@@ -151,10 +140,10 @@ def _claim(model: str, other: str, figures: str, found: Comparison, n: int) -> s
     if came_out == "worse":
         return f"The {model.removeprefix('the ')} is worse than {other}: {figures}"
     ahead = found.difference if not numbers.lower_is_better(found.metric) else -found.difference
+    if abs(ahead) < NOTHING:
+        return f"No difference between {model} and {other} is seen: {figures}"
     needed = rows_to_decide(found, n)
     if needed is None:
-        return f"No difference between {model} and {other} is seen: {figures}"
-    if ahead < 0:
         return f"The {model.removeprefix('the ')} does not beat {other}: {figures}, and is not shown to be worse either"
     more = f"about {numbers.count(needed)} test rows would decide a difference of this size"
     return f"It is not decided whether {model} beats {other}: {figures}; {more}"

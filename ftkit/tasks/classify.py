@@ -5,6 +5,7 @@ Training, evaluation, proof and predict all score through ``score``: there is no
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ class TrainingRows:
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate's data loader at the start of each epoch, which counts from 0."""
         self._order = self._arrange(epoch)
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """The numbers of the rows that optimiser step ``step`` sees; steps count from 1 over all epochs."""
+        epoch, within = divmod(step - 1, math.ceil(len(self._rows) / self._batch_size))
+        return self._arrange(epoch)[within * self._batch_size : (within + 1) * self._batch_size]
 
     def _arrange(self, epoch: int) -> list[int]:
         shuffler = random.Random(f"{self._seed}/{epoch}")

@@ -35,7 +35,7 @@ def features(
             name: tensor.to(model.device) for name, tensor in padded([rows[row] for row in batch], pad_token_id).items()
         }
         with torch.inference_mode():
-            pooled.append(_pool(model, inputs).double().cpu().numpy())
+            pooled.append(_pool(model, inputs, pad_token_id).double().cpu().numpy())
         if advance:
             advance(len(batch))
     found = np.concatenate(pooled)
@@ -44,15 +44,18 @@ def features(
     return sorted_back
 
 
-def _pool(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
-    """[B, H]. Decoders: the row's last token. Encoders: the pooler's output, the mean or the first token."""
+def _pool(model: PreTrainedModel, inputs: dict[str, torch.Tensor], pad_token_id: int) -> Any:
+    """[B, H]. Decoders: the last token but padding. Encoders: the pooler's output, the mean or the first token."""
     import torch
 
     output = model.base_model(**inputs)
     hidden = output.last_hidden_state  # (B, T, H)
     mask = inputs["attention_mask"]
     if hasattr(model, "score"):
-        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+        # By the token, not by the mask, as the head does it: they differ where a text ends with the padding token.
+        places = torch.arange(mask.shape[1], device=mask.device)
+        last = (places * (inputs["input_ids"] != pad_token_id)).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
     pooler = getattr(output, "pooler_output", None)
     if pooler is not None:
         return pooler

@@ -1,0 +1,153 @@
+"""Facts of a run as (term, value) pairs, and its limits as sentences: what card and report list beside the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ftkit.report import numbers, wording
+from ftkit.report.story import Story
+
+Facts = list[tuple[str, str]]
+FEW_ROWS = 300
+
+
+def base(story: Story) -> Facts:
+    found = story.planned("base") or {}
+    return _present(
+        ("Base model", found.get("ref")),
+        ("Taken from", found.get("source")),
+        ("Licence", found.get("licence") or "not stated"),
+        ("SHA-256 of the weights", found.get("sha256")),
+    )
+
+
+def data(story: Story) -> Facts:
+    found = story.planned("data") or {}
+    splits = ", ".join(f"{name} {numbers.count(rows)}" for name, rows in (found.get("splits") or {}).items())
+    labels = found.get("labels") or []
+    return _present(
+        ("Rows", splits),
+        ("Labels", f"{len(labels)}" if labels else None),
+        ("Licence", found.get("licence") or "not stated"),
+        ("SHA-256 of the data", found.get("sha256")),
+        *_length_facts(found.get("lengths") or {}, found.get("splits") or {}),
+    )
+
+
+def training(story: Story) -> Facts:
+    train = story.train
+    if train is None:
+        return []
+    share = numbers.percent(train.trainable_parameters, train.total_parameters)
+    trainable = f"{numbers.count(train.trainable_parameters)} of {numbers.count(train.total_parameters)} ({share})"
+    validation, checkpoints = numbers.seconds(train.validation_seconds), numbers.seconds(train.checkpoint_seconds)
+    kept = None
+    if train.best_step is not None:
+        metric = numbers.metric_name(train.best_metric or "loss")
+        kept = (
+            f"step {numbers.count(train.best_step)} ({metric} {numbers.score(train.best_value)} on the validation rows)"
+        )
+    return _present(
+        ("Trained parameters", trainable),
+        (
+            "Steps",
+            f"{numbers.count(train.steps)} in {train.epochs:g} epochs, micro-batches of {train.micro_batch_size}",
+        ),
+        ("Time", f"{numbers.seconds(train.seconds)} (beside it: {validation} validation, {checkpoints} checkpoints)"),
+        ("Speed", f"{numbers.count(train.tokens_per_s)} tokens a second ({numbers.count(train.tokens)} tokens)"),
+        ("Peak memory", numbers.mebibytes(train.peak_rss_mb)),
+        ("Peak GPU memory", numbers.mebibytes(train.peak_gpu_mb) if train.peak_gpu_mb is not None else None),
+        ("Mean training loss", numbers.score(train.train_loss)),
+        ("Checkpoint kept", kept),
+        ("Machine", _machine(story.planned("machine") or {})),
+    )
+
+
+def proof(story: Story) -> Facts:
+    merge = story.merge
+    if merge is None:
+        return []
+    tolerance = ", ".join(
+        f"{name.replace('_', ' ')} {numbers.small(limit) if isinstance(limit, int | float) else limit}"
+        for name, limit in merge.get("tolerance", {}).items()
+    )
+    return _present(
+        ("Proved", "yes" if merge["passed"] else "no"),
+        ("Rows compared", numbers.count(merge["rows"]) if merge.get("rows") else None),
+        ("Largest logit difference", numbers.small(merge["max_abs_logit_diff"])),
+        ("Predictions that agree", wording.agreement(merge["argmax_agreement"])),
+        ("Largest difference of a metric", numbers.small(wording.metric_diff(merge))),
+        ("Allowed", tolerance),
+        ("Method", f"{merge['method']}, written in {merge['dtype']}"),
+        ("Time and peak memory", f"{numbers.seconds(merge['seconds'])}, {numbers.mebibytes(merge['peak_rss_mb'])}"),
+        ("Read and written", f"{numbers.size(merge['bytes_read'])}, {numbers.size(merge['bytes_written'])}"),
+        ("SHA-256 of the base", merge.get("base_sha256")),
+        ("SHA-256 of the adapter", merge.get("adapter_sha256")),
+    )
+
+
+def origin(story: Story) -> Facts:
+    """When, with what and from which seed the run was made."""
+    versions = story.planned("versions") or {}
+    return _present(
+        ("Command", story.planned("command")),
+        ("Planned at", story.planned("created")),
+        ("Seed", story.planned("seed")),
+        ("ftkit", story.planned("ftkit")),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    )
+
+
+def limits(story: Story) -> list[str]:
+    """What a reader should not conclude from this run."""
+    out = [
+        str(finding["message"]) for finding in story.planned("data", "findings") or [] if finding["level"] == "warning"
+    ]
+    report = story.eval
+    if report is None:
+        return [*out, "Nothing was measured, so nothing is known about how good it is."]
+    if report.n < FEW_ROWS:
+        out.append(f"There are only {numbers.rows(report.n)} to measure on; the intervals are wide for that reason.")
+    undecided = wording.undecided_line(report.gate)
+    if undecided:
+        out.append(f"{undecided}.")
+    if not report.seeds:
+        out.append("Trained once. The intervals cover the choice of test rows, not the choice of seed.")
+    if not report.gate.reasons:
+        out.append(wording.NO_GATE)
+    if story.merge is not None and not story.merge["passed"]:
+        out.append("The merged model was not proved to be the trained one: use the adapter.")
+    out.append("The results hold for rows like the test rows. Other sources, topics and languages were not measured.")
+    return out
+
+
+def _length_facts(lengths: Mapping[str, Any], splits: Mapping[str, int]) -> Facts:
+    cut = lengths.get("truncated") or {}
+    shares = [
+        f"{numbers.count(rows)} of {name} ({numbers.percent(rows, splits.get(name, 0))})" for name, rows in cut.items()
+    ]
+    return _present(
+        ("Longest row", f"{numbers.count(lengths['longest'])} tokens" if lengths.get("longest") else None),
+        ("Rows are cut at", f"{numbers.count(lengths['max_length'])} tokens" if lengths.get("max_length") else None),
+        ("Rows that were cut", "none" if cut and not any(cut.values()) else ", ".join(shares)),
+    )
+
+
+def _machine(machine: Mapping[str, Any]) -> str | None:
+    if not machine:
+        return None
+    parts = [
+        machine.get("gpu"),
+        machine.get("cpu"),
+        f"{machine['threads']} of {machine['cores']} cores"
+        if machine.get("threads") and machine.get("cores")
+        else None,
+        f"{machine['memory_gb']:g} GB memory" if machine.get("memory_gb") else None,
+        machine.get("precision"),
+    ]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _present(*pairs: tuple[str, Any]) -> Facts:
+    return [(term, str(value)) for term, value in pairs if value not in (None, "")]
