@@ -107,6 +107,8 @@ def make_plan(loaded: LoadedRecipe, *, weights: bool) -> Plan:
     splits = make_splits(recipe.data, folder, seed=recipe.train.seed, multi_label=recipe.task.multi_label)
     files = locate(recipe.base.model, folder, weights=weights)
     files.config()
+    if weights:
+        files.weights()
     checks = preflight(
         splits,
         recipe.data,

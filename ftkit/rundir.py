@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ftkit.errors import Problem, RecipeError
+from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.files import sha256_file, write_json, write_text
 
 RUNS = Path("runs")
@@ -104,15 +104,25 @@ class RunDir:
     def forget_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fix = "Choose another folder with --out."
+            raise MachineError(
+                f"{self.folder} cannot be made", [Problem("", "--out", f"{error.strerror}. {fix}")]
+            ) from None
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One writer at a time. The lock of an owner that is gone is taken over, as the system releases it.
 
-        Raises RecipeError that names the owner where another process writes here.
+        Raises RecipeError that names the owner where another process writes here, MachineError for a folder that cannot
+        be made.
         """
         from filelock import FileLock, Timeout
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make()
         owner = self.folder / ".owner"
         lock = FileLock(self.folder / _LOCK)
         try:

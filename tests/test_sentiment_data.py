@@ -1,4 +1,4 @@
-"""The sentiment data: shape, balance, and how far its three sides stand apart."""
+"""The sentiment data: shape, balance, and how far training and held-out rows stand apart."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from types import ModuleType
 import pytest
 
 DATA = Path(__file__).resolve().parents[1] / "recipes" / "data" / "sentiment"
-SIDES = ("train", "valid", "test")
-PAIRS = tuple(combinations(SIDES, 2))
+SIDES = ("written", "grammar", "valid", "test")
+PAIRS = tuple(pair for pair in combinations(SIDES, 2) if pair != ("written", "grammar"))  # both are trained on
 
 DOMAINS = {"product", "film", "restaurant", "app"}
 LABELS = {"positive", "negative"}
@@ -30,7 +30,7 @@ KINDS = {
     "comparison",
     "typos",
 }
-HAND_WRITTEN_ROWS = {"test": 400, "valid": 120}
+HELD_OUT_ROWS = {"test": 400, "valid": 120}
 
 # Five-word runs that may stand on two sides. None is needed so far.
 STOP_LIST: frozenset[str] = frozenset()
@@ -97,13 +97,13 @@ def test_labels_and_domains_are_balanced(side: str, rows: dict[str, list[Row]]) 
 
 
 def test_row_counts(rows: dict[str, list[Row]]) -> None:
-    for side, count in HAND_WRITTEN_ROWS.items():
+    for side, count in HELD_OUT_ROWS.items():
         assert len(rows[side]) == count
-    assert 1600 <= len(rows["train"]) <= 2400
+    assert (len(rows["written"]), len(rows["grammar"])) == (4032, 1200)
 
 
-@pytest.mark.parametrize("side", sorted(HAND_WRITTEN_ROWS))
-def test_hand_written_rows_mix_plain_and_hard(side: str, rows: dict[str, list[Row]]) -> None:
+@pytest.mark.parametrize("side", ["written", *HELD_OUT_ROWS])
+def test_written_rows_mix_plain_and_hard(side: str, rows: dict[str, list[Row]]) -> None:
     kinds = Counter(row["kind"] for row in rows[side])
     total = sum(kinds.values())
     assert 0.40 <= kinds["plain"] / total <= 0.50
@@ -146,12 +146,12 @@ def test_no_near_duplicates_between_sides(left: str, right: str, rows: dict[str,
     assert close_pairs(rows[left], rows[right], 0.6) == []
 
 
-@pytest.mark.parametrize("side", sorted(HAND_WRITTEN_ROWS))
-def test_no_near_duplicates_within_hand_written_sides(side: str, rows: dict[str, list[Row]]) -> None:
+@pytest.mark.parametrize("side", sorted(HELD_OUT_ROWS))
+def test_no_near_duplicates_within_held_out_rows(side: str, rows: dict[str, list[Row]]) -> None:
     assert close_pairs(rows[side], rows[side], 0.5) == []
 
 
-def test_generator_reproduces_train(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generator_reproduces_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert load_generator().main(["--check"]) == 0
     assert "is what generate.py makes" in capsys.readouterr().out
 
@@ -160,14 +160,13 @@ def test_generator_check_notices_a_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generator = load_generator()
-    changed = tmp_path / "train.csv"
-    changed.write_bytes(generator.TRAIN.read_bytes() + b"one more,positive,app,plain\n")
-    monkeypatch.setattr(generator, "TRAIN", changed)
+    changed = tmp_path / "grammar.csv"
+    changed.write_bytes(generator.ROWS.read_bytes() + b"one more,positive,app,plain\n")
+    monkeypatch.setattr(generator, "ROWS", changed)
     assert generator.main(["--check"]) == 1
     assert "run it again" in capsys.readouterr().err
 
 
 def test_generator_reads_nothing_but_its_grammar() -> None:
     source = (DATA / "generate.py").read_text(encoding="utf-8")
-    assert "valid.csv" not in source
-    assert "test.csv" not in source
+    assert [name for name in ("written.csv", "valid.csv", "test.csv") if name in source] == []

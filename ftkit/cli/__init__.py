@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,10 @@ Version = typer.Option("--version", callback=lambda wanted: _version(wanted), is
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
+# A full or protected disk is the machine's doing, wherever it shows.
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
 def main() -> None:
     """The entry point: runs a verb, and turns a refusal into its message and exit code."""
     from ftkit.errors import FtkitError
@@ -41,6 +46,11 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone; Python would complain while flushing
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in _MACHINE:
+            raise
+        sys.stderr.write(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}\n")
+        sys.exit(4)
 
 
 def _version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ import json as jsonlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def predict_texts(
     if out is not None and out.suffix not in (".jsonl", ".csv"):
         raise RecipeError(f"cannot write {out}", [Problem("", "--out", "Give a name that ends in .jsonl or .csv.")])
     found = find_run(run)
-    source = iter(texts) if texts else _from_file(file, column) if file else _from_stdin()
+    # The first row is read before a model is loaded: a wrong file is told at once.
+    source = iter(texts) if texts else _begun(_from_file(file, column)) if file else _from_stdin()
     settle_environment()
     from ftkit.models.base import quiet_libraries
     from ftkit.predict import load_predictor
@@ -45,6 +47,10 @@ def predict_texts(
         _to_file(rows, out)
     else:
         _to_stdout(rows, Console(), as_json=json)
+
+
+def _begun(texts: Iterator[str]) -> Iterator[str]:
+    return chain(list(islice(texts, 1)), texts)
 
 
 def _from_stdin() -> Iterator[str]:

@@ -71,8 +71,12 @@ class BaseFiles:
         return str(self.folder) if self.source == "folder" else self.name.partition("@")[0]
 
     def weights(self) -> list[Path]:
-        """The safetensors files, in order. Raises MachineError where there is none."""
+        """The safetensors files, in order. Raises MachineError where there is none, or one is not whole."""
         found = sorted(self.folder.glob("*.safetensors"))
+        damaged = [file.name for file in found if not _whole(file)]
+        if damaged:
+            fix = f"{damaged[0]} is cut off or no safetensors file. Fetch the model again."
+            raise MachineError(f"{self.name} has damaged weights", [Problem("", "base", f"{self.folder}: {fix}")])
         if found:
             return found
         fix = "Fetch the model with its weights."
@@ -94,6 +98,21 @@ class BaseFiles:
             r"^license:\s*(\S+)", card.read_text(encoding="utf-8", errors="replace")[:20_000], re.MULTILINE
         )
         return match.group(1) if match else None
+
+
+def _whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says (8 bytes: the header's length; the header: JSON)."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        size = file.stat().st_size
+        if not 2 <= length <= size - 8:
+            return False
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            return False
+    return max(ends, default=0) == size - 8 - length
 
 
 def locate(base: str, recipe_folder: Path, *, weights: bool) -> BaseFiles:

@@ -1,9 +1,9 @@
-"""Write the synthetic training side of the sentiment data set.
+"""Write the generated part of the training rows of the sentiment data set.
 
 The vocabulary and the sentence frames live in ``grammar.toml``; this file only
 expands them.  The output depends on nothing but that file and the seed in it.
 
-    python recipes/data/sentiment/generate.py           # write train.csv
+    python recipes/data/sentiment/generate.py           # write grammar.csv
     python recipes/data/sentiment/generate.py --check   # compare, write nothing
 
 Notation used in ``grammar.toml``:
@@ -41,7 +41,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 GRAMMAR = HERE / "grammar.toml"
-TRAIN = HERE / "train.csv"
+ROWS = HERE / "grammar.csv"
 
 COLUMNS = ("text", "label", "domain", "kind")
 SIGNS = {"positive": "+", "negative": "-"}
@@ -192,19 +192,19 @@ def to_csv(rows: list[Row]) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write train.csv from grammar.toml.")
-    parser.add_argument("--check", action="store_true", help="only compare train.csv with what would be written")
+    parser = argparse.ArgumentParser(description="Write grammar.csv from grammar.toml.")
+    parser.add_argument("--check", action="store_true", help="only compare grammar.csv with what would be written")
     args = parser.parse_args(argv)
     rows = generate(tomllib.loads(GRAMMAR.read_text(encoding="utf-8")))
     made = to_csv(rows)
     if not args.check:
-        TRAIN.write_bytes(made)
-        print(f"wrote {len(rows)} rows to {TRAIN.name}")
+        ROWS.write_bytes(made)
+        print(f"wrote {len(rows)} rows to {ROWS.name}")
         return 0
-    if not TRAIN.is_file() or TRAIN.read_bytes() != made:
-        print(f"{TRAIN.name} is not what generate.py makes; run it again", file=sys.stderr)
+    if not ROWS.is_file() or ROWS.read_bytes() != made:
+        print(f"{ROWS.name} is not what generate.py makes; run it again", file=sys.stderr)
         return 1
-    print(f"{TRAIN.name} is what generate.py makes ({len(rows)} rows)")
+    print(f"{ROWS.name} is what generate.py makes ({len(rows)} rows)")
     return 0
 
 
