@@ -185,7 +185,7 @@ def _choose_folder(request: Request, name: str, text: str) -> RunDir:
             fix = "Add --resume to go on with it, or choose another folder."
             raise RecipeError(f"{found.folder} holds a run already", [Problem("", "--out", fix)])
         _check_same(found, request, text)
-    elif found.folder.exists() and any(found.folder.iterdir()):
+    elif not found.is_empty():
         raise RecipeError(
             f"{found.folder} is not empty", [Problem("", "--out", "Choose a folder of its own for the run.")]
         )

@@ -18,6 +18,7 @@ from ftkit.files import sha256_file, write_json, write_text
 
 RUNS = Path("runs")
 _LOCK = ".lock"
+_OWNER = ".owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,12 @@ class RunDir:
     def manifest(self) -> Path:
         return self.folder / "manifest.json"
 
+    def is_empty(self) -> bool:
+        """Whether nothing stands in the folder, the lock of a run that is beginning aside."""
+        if not self.folder.is_dir():
+            return not self.folder.exists()
+        return {path.name for path in self.folder.iterdir()} <= {_LOCK, _OWNER}
+
     def start(self, recipe_text: str) -> None:
         """Makes the folder with the recipe in it, and points ``latest`` beside it to it."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +130,7 @@ class RunDir:
         from filelock import FileLock, Timeout
 
         self._make()
-        owner = self.folder / ".owner"
+        owner = self.folder / _OWNER
         lock = FileLock(self.folder / _LOCK)
         try:
             lock.acquire(timeout=0)

@@ -184,7 +184,8 @@ class _Training:
         if self.job.validate is None:
             return None
         started = time.perf_counter()
-        figures = self.job.validate(model)
+        # Beneath the wrapper in which accelerate computes in bfloat16: a score is float32 wherever it is taken.
+        figures = self.job.validate(model.get_base_model())
         best_file = self.run.checkpoints / "best.json"
         if not self.best_note and best_file.exists():
             self.best_note = json.loads(best_file.read_text(encoding="utf-8"))

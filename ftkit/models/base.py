@@ -37,9 +37,13 @@ class Classifier:
 
 def quiet_libraries() -> None:
     """Progress bars and chatter of the libraries off: what matters is said by ftkit."""
+    import logging
+
     import datasets
     import transformers
 
+    # peft imports it in every run, and it tells of kernels that only 4-bit inference would use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -1,0 +1,151 @@
+"""The order of the layers, what is imported when, and that every recipe key is read by what does the work."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ftkit
+
+PACKAGE = Path(ftkit.__file__).parent
+# From the ground up. A module imports from lines above its own, or from its own package.
+LAYERS = (
+    ("errors", "files", "console", "section", "interruption"),
+    ("reference", "records", "provenance"),
+    ("data",),
+    ("models",),
+    ("evals",),
+    ("tasks",),
+    ("recipe",),
+    ("plan",),
+    ("rundir",),
+    ("report", "train", "evaluate_run", "proof"),
+    ("card", "merge", "predict"),
+    ("pipeline",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+HEAVY = frozenset(
+    "torch transformers trl peft datasets evaluate accelerate bitsandbytes numpy sklearn scipy pandas pyarrow matplotlib".split()
+)
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(module: str) -> str:
+    """The layer's name of a module: ftkit.data.rows belongs to data, ftkit itself (the version) to nothing."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names = [alias.name for alias in node.names]
+            yield from [f"ftkit.{name}" for name in names] if node.module == "ftkit" else [str(node.module)]
+
+
+def outside_functions(tree: ast.Module) -> Iterator[ast.AST]:
+    """The import statements that run when the module is imported."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        waiting.extend(ast.iter_child_nodes(node))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_module_imports_from_below_only(path):
+    place = path.relative_to(PACKAGE).parts
+    own = place[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    assert own in RANK, f"{own} has no layer: add it to LAYERS"
+    for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
+        other = part(module)
+        if module.split(".")[0] == "ftkit" and other in RANK and other != own:
+            assert RANK[other] < RANK[own], f"{own} imports {module}, which is not below it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_heavy_libraries_are_imported_inside_functions(path):
+    if path.parent.name == "metrics":  # loaded by path, never imported
+        return
+    for statement in outside_functions(ast.parse(path.read_text(encoding="utf-8"))):
+        heavy = {module.split(".")[0] for module in imported(ast.Module([statement], []))} & HEAVY
+        assert not heavy, f"line {statement.lineno} imports {', '.join(heavy)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_module_is_long(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["ls"], ["adapters"], ["schema"], ["check", "recipe.yaml"]])
+def test_what_answers_at_once_imports_nothing_heavy(words, recipe):
+    recipe()
+    code = (
+        "import sys; from ftkit.cli import main; sys.argv = ['ftkit', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        f"heavy = sorted(set(sys.modules) & {set(HEAVY - {'numpy', 'pyarrow'})!r})\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_ftkit_changes_no_environment():
+    code = "import os; before = dict(os.environ); import ftkit.cli, ftkit.pipeline; assert dict(os.environ) == before"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_recipe_key_is_read_by_what_does_the_work(recipe, tmp_path, monkeypatch):
+    """Reads are recorded in whole runs; those of validators and of the list of defaults do not count."""
+    import warnings
+
+    from ftkit.console import Console
+    from ftkit.models.adapters import Ia3, Lora
+    from ftkit.pipeline import Request, run
+    from ftkit.section import Section
+
+    read: set[tuple[type, str]] = set()
+
+    def recording(self: Section, name: str) -> object:
+        caller = sys._getframe(1).f_code
+        file = Path(caller.co_filename)
+        checks = file.name in ("section.py", "adapters.py") and caller.co_name.startswith("_")
+        if PACKAGE in file.parents and not checks and file.name != "rules.py" and caller.co_name != "_defaults":
+            read.add((type(self), name))
+        return object.__getattribute__(self, name)
+
+    monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, adapter in enumerate(("{type: lora, r: 4}", "{type: ia3}")):
+            path = recipe(adapter=adapter, gate="{f1: {min: 0.0, max: 1.0}}", train="{epochs: 0.2}")
+            run(Request(path, out=tmp_path / f"run{number}"), Console(quiet=True, results=False))
+    sections = {kind for kind, _ in read} | {Lora, Ia3}
+    unread = {
+        f"{kind.__name__}.{name}"
+        for kind in sections
+        for name in kind.model_fields
+        if (kind, name) not in read and name != "type"
+    }
+    assert {kind.__name__ for kind in sections} == {
+        "Recipe", "Base", "Classify", "Data", "Columns", "Lora", "Ia3", "Train", "Eval", "Bound",
+    }  # fmt: skip
+    assert unread == set()

@@ -1,0 +1,103 @@
+"""README, recipes and changelog against the program: what they show works, and what they list is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ftkit
+from ftkit.recipe.load import load
+from tests.conftest import sentences, write_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every command line of the README's shell blocks, comments removed."""
+    lines = (line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_shipped_recipe_holds_and_says_what_it_costs(path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ftkit", "check", str(path), "--json"], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    text = "\n".join(head)
+    assert f"ftkit run {path.relative_to(ROOT).as_posix()}" in text
+    assert re.search(r"\d+ (s|min)\b", text), "how long it takes"
+    assert re.search(r"\d+ (MB|GB|MiB|GiB)\b", text), "how much memory it takes"
+    assert re.search(r"\d{4}-\d\d-\d\d", text), "when it was measured"
+
+
+def test_the_readme_s_recipe_is_planned_run_and_used_as_it_says(tmp_path):
+    """The user's five lines, on a small CSV and the real MiniLM: each `ftkit` line below them, in order."""
+    (recipe,) = [block for block in blocks("yaml") if block.startswith("# my.yaml")]
+    (tmp_path / "my.yaml").write_text(recipe, encoding="utf-8")
+    write_csv(tmp_path / "rows.csv", sentences(300, 1))
+    own = [line for line in commands() if line.startswith("ftkit") and ("my.yaml" in line or " mine" in line)]
+    assert [line.split()[1] for line in own] == ["check", "run", "predict"]
+    for line in own:
+        words = shlex.split(line)[1:]
+        done = subprocess.run(
+            [sys.executable, "-m", "ftkit", *words], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    run = tmp_path / "runs" / "mine" / "latest"
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    listed = {line.split()[0].strip("/") for line in blocks("")[0].splitlines()[1:] if line.startswith("  ")}
+    assert {"README.md", "recipe.yaml", "train.jsonl", "adapter", "predictions.jsonl", "merge.json"} <= listed
+    assert all((run / name).exists() for name in listed)
+
+
+def test_make_targets_of_the_readme_exist():
+    for line in commands():
+        if line.startswith("make"):
+            done = subprocess.run(["make", "-n", *line.split()[1:]], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+
+
+def test_pip_lines_and_makefile_install_the_same():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in commands():
+        if "pip install" in line:
+            wanted = line.partition("pip install ")[2]
+            assert f"pip install --quiet {wanted}" in makefile, wanted
+
+
+def test_every_folder_and_module_stands_in_the_readme_s_tree():
+    tree = next(block for block in blocks("") if block.startswith("adapters/"))
+    words = set(re.findall(r"[a-z_]+", tree))
+    for path in (ROOT / "ftkit").iterdir():
+        name = path.stem
+        if not name.startswith("_") and (path.suffix == ".py" or (path / "__init__.py").exists()):
+            assert name in words, f"{path.name} is not in the tree"
+
+
+def test_the_changelog_has_the_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## (Unreleased|{re.escape(ftkit.__version__)})", changelog, re.MULTILINE)
+
+
+def test_the_shipped_recipe_stands_for_the_design(tmp_path):
+    """The sentiment recipe is merged only where it beats the probe."""
+    recipe = load(ROOT / "recipes" / "sentiment.yaml").recipe
+    assert recipe.gate["f1"].beat == "baseline"
+    assert recipe.gate["f1"].min == 0.80
