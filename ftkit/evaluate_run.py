@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,15 +108,16 @@ def evaluate(plan: Plan, run: RunDir, *, machine: Machine, console: Console) -> 
     inference_mode(classifier.model)
     rows = encode(tokenizer, [example.text for example in plan.splits.test], plan.max_length)
     references = targets(plan.splits.test, plan.labels, multi_label=multi_label)
-    baselines = _baselines(plan, classifier, tokenizer, rows, console)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "baseline"):
+        baselines = _baselines(plan, classifier, tokenizer, rows, console)
     model = with_saved_adapter(classifier.model, run.adapter)
     inference_mode(model)
-    _check_reload(plan, run, model, tokenizer)
-    thresholds = _thresholds(plan, model, tokenizer)
-    with console.progress("scoring test rows", len(rows)) as advance:
-        started = time.perf_counter()
+    with _timed(seconds, "validation"):
+        _check_reload(plan, run, model, tokenizer)
+        thresholds = _thresholds(plan, model, tokenizer)
+    with console.progress("scoring test rows", len(rows)) as advance, _timed(seconds, "adapter"):
         logits = score(model, rows, pad_token_id=tokenizer.pad_token_id, advance=advance)
-        seconds = time.perf_counter() - started
     adapter = probabilities(logits, multi_label=multi_label)
     console.note("metrics, intervals and paired tests")
     scored = {name: scored_on(plan, references, found, ()) for name, found in baselines.items()} | {
@@ -128,6 +130,13 @@ def evaluate(plan: Plan, run: RunDir, *, machine: Machine, console: Console) -> 
     )
     write_json(run.eval, as_json(report))
     return Evaluation(report, model, tokenizer, logits)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - started, 3)
 
 
 def scored_on(plan: Plan, references: Integers, found: Floats, thresholds: tuple[float, ...]) -> Scored:
@@ -186,7 +195,9 @@ def _thresholds(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     return tune_thresholds(references, found, average=plan.recipe.eval.average, multi_label=multi_label)
 
 
-def _report(plan: Plan, scored: dict[str, Scored], thresholds: tuple[float, ...], seconds: float) -> EvalReport:
+def _report(
+    plan: Plan, scored: dict[str, Scored], thresholds: tuple[float, ...], seconds: dict[str, float]
+) -> EvalReport:
     comparison = {
         "adapter_vs_baseline": compare(scored["adapter"], scored["baseline"]),
         "adapter_vs_majority": compare(scored["adapter"], scored["majority"]),
@@ -206,7 +217,7 @@ def _report(plan: Plan, scored: dict[str, Scored], thresholds: tuple[float, ...]
         comparison=comparison,
         gate=judge(plan.recipe.gate, models["adapter"], models["baseline"], comparison["adapter_vs_baseline"], n=rows),
         thresholds=thresholds,
-        scoring_seconds=round(seconds, 3),
+        seconds=seconds,
     )
 
 

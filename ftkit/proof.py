@@ -45,11 +45,13 @@ class FreshProcess:
 
 
 def _main() -> None:
+    from ftkit.models.hardware import peak_rss_mb, settle_environment
+
+    settle_environment()
     import numpy as np
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
     from ftkit.models.base import quiet_libraries
-    from ftkit.models.hardware import peak_rss_mb
     from ftkit.tasks.classify import encode, score
 
     quiet_libraries()
@@ -57,7 +59,8 @@ def _main() -> None:
     with open(task["rows"], encoding="utf-8") as file:
         texts = [json.loads(line)["input"] for line in file]
     tokenizer = AutoTokenizer.from_pretrained(task["folder"])
-    model = AutoModelForSequenceClassification.from_pretrained(task["folder"], dtype="float32").eval()
+    # PreTrainedModel is named above so that transformers, which imports lazily, does so before the task is there.
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(task["folder"], dtype="float32").eval()
     rows = encode(tokenizer, texts, tokenizer.model_max_length)
     np.save(task["logits"], score(model, rows, pad_token_id=tokenizer.pad_token_id))
     sys.stdout.write(json.dumps({"peak_rss_mb": peak_rss_mb()}) + "\n")

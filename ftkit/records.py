@@ -149,8 +149,8 @@ class Verdict:
 class EvalReport:
     """eval.json: every model on the same rows, the paired comparisons, and the verdict.
 
-    ``scoring_seconds``: what the adapter took for the rows, tokenised. ``seeds``: metrics of the same training with
-    other seeds.
+    ``seconds``: what scoring took: ``baseline`` (features for the probe), ``validation`` (the check of the adapter on
+    disk, and thresholds) and ``adapter`` (these rows). ``seeds``: metrics of the same training with other seeds.
     """
 
     task: str
@@ -165,7 +165,7 @@ class EvalReport:
     comparison: Mapping[str, Sequence[Comparison]]
     gate: Verdict
     thresholds: tuple[float, ...] = ()
-    scoring_seconds: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
     seeds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 

@@ -93,7 +93,9 @@ def test_no_module_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["ls"], ["adapters"], ["schema"], ["check", "recipe.yaml"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["ls"], ["adapters"], ["schema"], ["check", "recipe.yaml"]]
+)
 def test_what_answers_at_once_imports_nothing_heavy(words, recipe):
     recipe()
     code = (

@@ -121,7 +121,9 @@ def test_the_lists_tell_people_and_programs_the_same(place):
     assert run["run"] in ftkit("ls", folder=place).stdout
     shown = json.loads(ftkit("show", "pico", "--json", folder=place).stdout)
     assert shown["merge"]["passed"]
-    assert f"{shown['eval']['models']['adapter']['metrics']['f1']:.3f}" in ftkit("show", run["run"], folder=place).stdout
+    assert (
+        f"{shown['eval']['models']['adapter']['metrics']['f1']:.3f}" in ftkit("show", run["run"], folder=place).stdout
+    )
     presets = json.loads(ftkit("adapters", "--json", folder=place).stdout)
     assert {preset["name"] for preset in presets} >= {"lora", "qlora", "ia3"}
     checks = json.loads(ftkit("doctor", "--json", folder=place).stdout)
@@ -191,8 +193,6 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, pico, number):
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     advice = errors.splitlines()[-1].strip()
-    assert advice == (
-        "Go on with: ftkit run recipe.yaml --set train.epochs=200 --set merge=false --out cut --resume"
-    )
+    assert advice == ("Go on with: ftkit run recipe.yaml --set train.epochs=200 --set merge=false --out cut --resume")
     assert not (tmp_path / "cut" / ".owner").exists()
     assert list((tmp_path / "cut" / "checkpoints").glob("checkpoint-*/trainer_state.json"))

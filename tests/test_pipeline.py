@@ -207,7 +207,9 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(recipe, tmp_pat
         return refuse
 
     train = "{epochs: 1, batch_size: 8, learning_rate: 1e-3, seed: 7, precision: float32}"
-    path = recipe(family, merge="false", train=train, task="{type: classify, label_smoothing: 0.1, class_weights: balanced}")
+    path = recipe(
+        family, merge="false", train=train, task="{type: classify, label_smoothing: 0.1, class_weights: balanced}"
+    )
     whole = run(Request(path, out=tmp_path / "whole"), QUIET).folder
     monkeypatch.setattr(classify, "loss_function", small)
     folder = run(Request(path, out=tmp_path / "out"), QUIET).folder

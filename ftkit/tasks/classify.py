@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 Encoded = dict[str, Any]
 
 _POOL = 50  # batches whose rows are sorted together
-_TOKENS_AT_ONCE = 4096  # padded tokens in one scoring batch
+# Padded tokens in one scoring batch. On a processor more would leave its cache: 872 rows of SST-2 took 2.8 s at 2,048
+# and 3.6 s at 8,192 (2 cores, 2026-11-25); a GPU wants more work at once.
+_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -189,7 +191,7 @@ def score(
 
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     logits: Floats = np.empty((len(rows), model.config.num_labels))
-    for batch in batches(order, [len(row) for row in rows]):
+    for batch in batches(order, [len(row) for row in rows], model.device.type):
         inputs = {
             name: tensor.to(model.device) for name, tensor in padded([rows[row] for row in batch], pad_token_id).items()
         }
@@ -202,11 +204,11 @@ def score(
     return logits
 
 
-def batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Row numbers that ascend in length, in batches of at most so many padded tokens."""
+def batches(order: Sequence[int], lengths: Sequence[int], device: str) -> Iterator[list[int]]:
+    """Row numbers that ascend in length, in batches of as many padded tokens as suit the device."""
     batch: list[int] = []
     for row in order:
-        if batch and lengths[row] * (len(batch) + 1) > _TOKENS_AT_ONCE:
+        if batch and lengths[row] * (len(batch) + 1) > _TOKENS_AT_ONCE[device]:
             yield batch
             batch = []
         batch.append(row)

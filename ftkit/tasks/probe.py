@@ -30,7 +30,7 @@ def features(
 
     pooled: list[Floats] = []
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    for batch in batches(order, [len(row) for row in rows]):
+    for batch in batches(order, [len(row) for row in rows], model.device.type):
         inputs = {
             name: tensor.to(model.device) for name, tensor in padded([rows[row] for row in batch], pad_token_id).items()
         }
