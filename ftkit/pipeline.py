@@ -57,11 +57,14 @@ def run(request: Request, console: Console) -> RunDir:
 
 
 def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:
+    from ftkit.models.hardware import training_dtype
+
     folder.error.unlink(missing_ok=True)
     folder.start(plan.loaded.text)
     console.stage(f"loading {plan.recipe.base.model} ({plan.files.source})")
     machine = _machine()
-    write_json(folder.plan, plan.document(machine, plan.recipe.train.precision))
+    precision = str(training_dtype(plan.recipe.train.precision, machine)).removeprefix("torch.")
+    write_json(folder.plan, plan.document(machine, precision))
     console.note(f"{machine.gpu or machine.cpu}, {machine.threads} of {machine.cores} cores")
     if not folder.train.exists():
         _train(plan, folder, machine, console)

@@ -62,7 +62,8 @@ def test_the_readme_s_recipe_is_planned_run_and_used_as_it_says(tmp_path):
     run = tmp_path / "runs" / "mine" / "latest"
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
-    listed = {line.split()[0].strip("/") for line in blocks("")[0].splitlines()[1:] if line.startswith("  ")}
+    folder = next(block for block in blocks("text") if block.startswith("runs/"))
+    listed = {line.split()[0].strip("/") for line in folder.splitlines()[1:]}
     assert {"README.md", "recipe.yaml", "train.jsonl", "adapter", "predictions.jsonl", "merge.json"} <= listed
     assert all((run / name).exists() for name in listed)
 
@@ -83,12 +84,22 @@ def test_pip_lines_and_makefile_install_the_same():
 
 
 def test_every_folder_and_module_stands_in_the_readme_s_tree():
-    tree = next(block for block in blocks("") if block.startswith("adapters/"))
-    words = set(re.findall(r"[a-z_]+", tree))
-    for path in (ROOT / "ftkit").iterdir():
-        name = path.stem
-        if not name.startswith("_") and (path.suffix == ".py" or (path / "__init__.py").exists()):
-            assert name in words, f"{path.name} is not in the tree"
+    tree = next(block for block in blocks("text") if block.startswith("adapters/"))
+    listed = [line.split()[0] for line in tree.splitlines() if line.strip()]
+    there = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "ftkit").iterdir()
+        if not path.name.startswith("_")
+    }
+    assert sorted(name for name in listed if name in there or name.endswith(".py")) == sorted(there)
+    assert {"adapters/", "recipes/", "tests/", "docs/", "benchmarks/"} <= set(listed)
+
+
+def test_the_page_of_recipe_keys_is_current():
+    made = subprocess.run([sys.executable, "-m", "ftkit", "schema", "--markdown"], capture_output=True, text=True)
+    assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == made.stdout, (
+        "run: ftkit schema --markdown > docs/recipe.md"
+    )
 
 
 def test_the_changelog_has_the_version():

@@ -406,23 +406,17 @@ def test_every_figure_of_the_results_is_that_of_eval_json(run: Path) -> None:
     if told.eval is None:
         assert "Results on" not in html.render(told)
         return
-    found = re.findall(
-        r"<tr><th scope=\"row\"><bdi>([^<]*)</bdi></th>(.*?)</tr>", html.render(told).split("Is the difference")[0]
-    )
-    names = {tables.model_name(model): model for model in told.eval.models}
-    rows = {
-        names[name]: re.findall(r"([\d.–-]+)(?:</b>)?<small>([^<]*)</small>", cells)
-        for name, cells in found
-        if name in names
-    }
-    assert list(rows) == tables.ordered_models(told.eval)
-    for model, cells in rows.items():
-        scores = told.eval.models[model]
-        want = [
-            (f"{v:.3f}" if v is not None else "–", numbers.interval(scores.ci95.get(m)))
-            for m, v in scores.metrics.items()
-        ]
-        assert cells == want
+    page = html.render(told).split("Is the difference")[0]
+    table = page.split("<tbody>")[1].split("</tbody>")[0]
+    found = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", table)
+    models = tables.ordered_models(told.eval)
+    assert re.findall(r"class=\"n\"><bdi>(.*?)</bdi>", page) == [tables.model_name(model) for model in models]
+    metrics = list(told.eval.models[models[0]].metrics)
+    assert [re.sub("<.*", "", name) for name, _ in found] == [numbers.metric_name(metric) for metric in metrics]
+    for (_, cells), metric in zip(found, metrics, strict=True):
+        scores = [told.eval.models[model] for model in models]
+        want = [(numbers.score(each.metrics[metric]), numbers.interval(each.ci95.get(metric))) for each in scores]
+        assert re.findall(r"([\d.–-]+)(?:</b>)?<small>([^<]*)</small>", cells) == want
     shown = printed(told, 140)
     for value in told.eval.models["adapter"].metrics.values():
         assert value is None or f"{value:.3f}" in shown
@@ -537,7 +531,7 @@ def test_an_unfinished_last_line_and_a_loss_that_is_not_finite_are_passed_over(t
 def test_summary_says_how_the_models_compare_and_what_to_do_next(told: Callable[..., Story]) -> None:
     read = told()
     text = " ".join(printed(read, 200).split())
-    assert "the adapter beats the linear probe on the frozen base: F1 +0.083 (95% 0.041 to 0.125), p = 0.0004" in text
+    assert "The adapter beats the linear probe on the frozen base: F1 +0.083 (95% 0.041 to 0.125), p = 0.0004" in text
     assert "The gate is met." in text
     assert (
         "The merged model is the trained one: on 400 rows the largest logit difference is 2.1e-6 (allowed: 0.001)"

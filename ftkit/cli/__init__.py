@@ -108,11 +108,13 @@ def predict(
 
 
 @app.command(epilog="Example: ftkit schema > recipe.schema.json")
-def schema() -> None:
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="A page for people: every key, in tables.")] = False,
+) -> None:
     """Print the JSON Schema of recipes, for editors."""
     from ftkit.cli.lists import print_schema
 
-    print_schema()
+    print_schema(markdown=markdown)
 
 
 @app.command("ls", epilog="Example: ftkit ls --json")

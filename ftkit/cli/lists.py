@@ -80,8 +80,13 @@ def print_presets(*, json: bool) -> None:
         console.result(f"{preset.name:10} {preset.about}\n{'':10} when: {preset.when}\n{'':10} cost: {preset.cost}")
 
 
-def print_schema() -> None:
-    """The JSON Schema of recipes."""
+def print_schema(*, markdown: bool) -> None:
+    """The JSON Schema of recipes, or the page of all keys."""
+    if markdown:
+        from ftkit.recipe.page import markdown as page
+
+        Console().result(page().rstrip("\n"))
+        return
     from ftkit.recipe.editor import json_schema
 
     Console().json(json_schema())

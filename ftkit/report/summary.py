@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ftkit.records import EvalReport
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 _STYLES = {"good": "bold green", "bad": "bold red", "open": "bold yellow", "plain": "bold"}
 _MARKS = {"good": "✓", "bad": "✗", "open": "?", "plain": "•"}
-_NAME_WIDTH = 33
-_COLUMN_WIDTH = 13
+_METRIC_WIDTH = 26
+_MODEL_WIDTH = 16
 
 
 class Summary:
@@ -57,29 +58,28 @@ def _main_comparisons(report: EvalReport) -> list[tables.Compared]:
 
 def _tables(report: EvalReport, width: int) -> list[Table]:
     found = tables.results(report)
-    each = max(1, (width - _NAME_WIDTH) // _COLUMN_WIDTH)
-    starts = range(0, len(found.metrics), each)
-    return [_table(report, found, list(range(start, min(start + each, len(found.metrics))))) for start in starts]
+    each = max(1, (width - _METRIC_WIDTH) // _MODEL_WIDTH)
+    return [_table(report, found, found.rows[start : start + each]) for start in range(0, len(found.rows), each)]
 
 
-def _table(report: EvalReport, found: tables.Results, columns: list[int]) -> Table:
+def _table(report: EvalReport, found: tables.Results, models: Sequence[tables.ResultRow]) -> Table:
+    """A line for each metric: the figure of each model, and below it the interval."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(f"{report.split}, {numbers.rows(report.n)}", max_width=_NAME_WIDTH, overflow="fold")
-    for column in columns:
-        metric = found.metrics[column]
-        arrow = " ↓" if numbers.lower_is_better(metric) else ""
-        table.add_column(f"{numbers.metric_name(metric)}{arrow}", justify="right")
-    for row in found.rows:
+    table.add_column(f"{report.split}, {numbers.rows(report.n)}", max_width=_METRIC_WIDTH)
+    for model in models:
+        table.add_column(_line(model.name), justify="right", max_width=_MODEL_WIDTH, overflow="fold")
+    for place, metric in enumerate(found.metrics):
         cells = []
-        for column in columns:
-            cell = row.cells[column]
+        for model in models:
+            cell = model.cells[place]
             low_to_high = cell.interval.replace(" to ", "-") if cell.interval != numbers.NOTHING else ""
             cells.append(Text.assemble((cell.value, "bold" if cell.best else ""), (f"\n{low_to_high}", "dim")))
-        table.add_row(_line(row.name), *cells)
+        arrow = " ↓" if numbers.lower_is_better(metric) else ""
+        table.add_row(f"{numbers.metric_name(metric)}{arrow}", *cells)
     return table
 
 

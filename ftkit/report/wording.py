@@ -36,8 +36,9 @@ def compared_line(item: Compared, task: str) -> str:
     """ "Adapter beats …: F1 +0.083 (95% 0.041 to 0.125), p = 0.0004"."""
     verb = {"better": "beats", "worse": "is worse than", "undecided": "is not shown to differ from"}[item.outcome]
     found = item.comparison
+    subject = _inside(item.first, task)
     return (
-        f"{_inside(item.first, task)} {verb} {_inside(item.second, task)}: "
+        f"{subject[0].upper()}{subject[1:]} {verb} {_inside(item.second, task)}: "
         f"{numbers.metric_name(item.metric)} {numbers.signed(found.difference)} "
         f"(95% {numbers.interval(found.ci95)}), {numbers.p_value(found.p_value)}"
     )

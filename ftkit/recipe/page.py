@@ -1,0 +1,81 @@
+"""The reference of all recipe keys as Markdown, from the sections themselves: ``ftkit schema --markdown``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ftkit.recipe.editor import json_schema
+from ftkit.recipe.keys import choices, in_words
+
+Schema = Mapping[str, Any]
+
+_HEAD = """\
+# Recipe keys
+
+Made by `ftkit schema --markdown`, from the sections that do the work. A key that is not listed is an error, and a
+section that is left out has the defaults. A preset's own keys go before these defaults: `ftkit adapters` lists the
+presets. `--set train.epochs=5` changes a key for one run.
+"""
+# Where a section stands in a recipe; the rest of the order is that of the recipe.
+_TITLES = {
+    "Base": "`base`, in full",
+    "Classify": "`task`, type: classify",
+    "Data": "`data`",
+    "Columns": "`data.columns`",
+    "Lora": "`adapter`, type: lora",
+    "Ia3": "`adapter`, type: ia3",
+    "Train": "`train`",
+    "Eval": "`eval`",
+    "Bound": "`gate.METRIC`",
+}
+
+
+def markdown() -> str:
+    """One table for the recipe, and one for each section."""
+    schema = json_schema()
+    definitions = schema["$defs"]
+    parts = [_HEAD, *_section("The recipe", schema, definitions)]
+    for name in (*_TITLES, *(name for name in definitions if name not in {*_TITLES, "Preset"})):
+        parts += _section(_TITLES.get(name, f"`{name}`"), definitions[name], definitions)
+    return "\n".join(parts)
+
+
+def _section(title: str, section: Schema, definitions: Mapping[str, Schema]) -> Iterator[str]:
+    yield f"## {title}\n"
+    yield f"{section['description']}\n"
+    yield "| key | value | default | |"
+    yield "| --- | --- | --- | --- |"
+    required = section.get("required", ())
+    for key, field in section["properties"].items():
+        default = "required" if key in required else _default(field)
+        values = " or ".join(dict.fromkeys(_values(field, definitions)))
+        yield f"| `{key}` | {_cell(values)} | {default} | {_cell(field.get('description', ''))} |"
+    yield ""
+
+
+def _values(field: Schema, definitions: Mapping[str, Schema]) -> Iterator[str]:
+    """What may stand there, in words; of a section, that it stands below."""
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        yield "{preset: NAME, …}" if name == "Preset" else f"see {_TITLES[name]}"
+    elif "anyOf" in field or "oneOf" in field:
+        for form in (*field.get("anyOf", ()), *field.get("oneOf", ())):
+            yield from _values(form, definitions)
+    elif words := choices(field):
+        yield ", ".join(words)
+    elif isinstance(field.get("additionalProperties"), dict) and field.get("type") == "object":
+        yield f"name: {' or '.join(_values(field['additionalProperties'], definitions))}"
+    elif field.get("type") != "null":
+        yield in_words(field)
+
+
+def _default(field: Schema) -> str:
+    value = field.get("default")
+    if value is None or isinstance(value, dict | list):
+        return ""
+    return f"`{_cell(str(value).lower() if isinstance(value, bool) else str(value))}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
