@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +97,11 @@ def validator(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Callable[[PreTr
     return validate
 
 
-def evaluate(plan: Plan, run: RunDir, *, machine: Machine, console: Console) -> Evaluation:
+def evaluate(plan: Plan, run: RunDir, seeds: Mapping[int, Path], *, machine: Machine, console: Console) -> Evaluation:
     """Loads base and adapter from disk as a user would, and measures them beside the baselines.
 
-    Writes predictions.jsonl and eval.json. Raises NotProved where the adapter on disk is not the one that was trained.
+    ``seeds``: the adapters of the same training with other seeds. Writes predictions.jsonl and eval.json. Raises
+    NotProved where the adapter on disk is not the one that was trained.
     """
     recipe, multi_label = plan.recipe, plan.recipe.task.multi_label
     # Another seed than training's: a head that was not saved would be random here, and show.
@@ -123,13 +124,24 @@ def evaluate(plan: Plan, run: RunDir, *, machine: Machine, console: Console) -> 
     scored = {name: scored_on(plan, references, found, ()) for name, found in baselines.items()} | {
         "adapter": scored_on(plan, references, adapter, thresholds)
     }
-    report = _report(plan, scored, thresholds, seconds)
+    others = {seed: _of_seed(plan, folder, rows, references, machine) for seed, folder in seeds.items()}
+    report = _report(plan, scored, thresholds, seconds, others)
     baseline = apply_thresholds(baselines["baseline"], multi_label=multi_label)
     _write_predictions(
         run.predictions, plan, adapter, apply_thresholds(adapter, thresholds, multi_label=multi_label), baseline
     )
     write_json(run.eval, as_json(report))
     return Evaluation(report, model, tokenizer, logits)
+
+
+def _of_seed(plan: Plan, adapter: Path, rows: list[list[int]], references: Integers, machine: Machine) -> Scored:
+    """Another seed's adapter on the test rows, on a base of its own and with thresholds of its own."""
+    classifier, tokenizer = load_base(plan, seed=plan.recipe.train.seed + 1, quantize=True, machine=machine)
+    model = with_saved_adapter(classifier.model, adapter)
+    inference_mode(model)
+    logits = score(model, rows, pad_token_id=tokenizer.pad_token_id)
+    found = probabilities(logits, multi_label=plan.recipe.task.multi_label)
+    return scored_on(plan, references, found, _thresholds(plan, model, tokenizer))
 
 
 @contextmanager
@@ -196,7 +208,11 @@ def _thresholds(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 
 def _report(
-    plan: Plan, scored: dict[str, Scored], thresholds: tuple[float, ...], seconds: dict[str, float]
+    plan: Plan,
+    scored: dict[str, Scored],
+    thresholds: tuple[float, ...],
+    seconds: dict[str, float],
+    others: dict[int, Scored],
 ) -> EvalReport:
     comparison = {
         "adapter_vs_baseline": compare(scored["adapter"], scored["baseline"]),
@@ -218,6 +234,7 @@ def _report(
         gate=judge(plan.recipe.gate, models["adapter"], models["baseline"], comparison["adapter_vs_baseline"], n=rows),
         thresholds=thresholds,
         seconds=seconds,
+        seeds={str(seed): dict(found.scores.metrics) for seed, found in others.items()},
     )
 
 

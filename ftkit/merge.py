@@ -64,24 +64,11 @@ def merge(
         if not document["passed"]:
             write_json(run.merge, document)
             raise NotProved("the merged model is not shown to be the trained one", _shortfalls(document))
-        write_labels(folder, plan, evaluation.report.thresholds)
+        write_json(folder / "labels.json", plan.labels_document(evaluation.report.thresholds))
     write_json(run.merge, document)
     report = replace(evaluation.report, models={**evaluation.report.models, "merged": scored.scores})
     write_json(run.eval, as_json(report))
     return report
-
-
-def write_labels(folder: Path, plan: Plan, thresholds: tuple[float, ...]) -> None:
-    """labels.json: what a program needs to read the scores of the model beside it."""
-    write_json(
-        folder / "labels.json",
-        {
-            "labels": list(plan.labels),
-            "multi_label": plan.recipe.task.multi_label,
-            "thresholds": list(thresholds),
-            "max_length": plan.max_length,
-        },
-    )
 
 
 def _full_precision(

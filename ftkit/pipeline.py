@@ -12,7 +12,7 @@ from ftkit.errors import FtkitError, GateNotMet, Interrupted, Problem, RecipeErr
 from ftkit.files import read_json, write_json, write_text
 from ftkit.plan import DEFAULT, Plan, make_plan
 from ftkit.recipe.load import load
-from ftkit.records import EvalReport, TrainSummary, as_json
+from ftkit.records import EvalReport
 from ftkit.rundir import RUNS, RunDir, latest_runs, new_run
 
 if TYPE_CHECKING:
@@ -66,12 +66,14 @@ def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:
     precision = str(training_dtype(plan.recipe.train.precision, machine)).removeprefix("torch.")
     write_json(folder.plan, plan.document(machine, precision))
     console.note(f"{machine.gpu or machine.cpu}, {machine.threads} of {machine.cores} cores")
-    if not folder.train.exists():
-        _train(plan, folder, machine, console)
-    report = _measure(plan, folder, machine, console)
+    seed, *others = range(plan.recipe.train.seed, plan.recipe.train.seed + plan.recipe.train.seeds)
+    for each in (seed, *others):
+        _train(plan, folder if each == seed else folder.of_seed(each), each, machine, console)
+    report = _measure(plan, folder, others, machine, console)
     console.stage("writing the report")
     _tell(folder, console)
-    folder.forget_checkpoints()
+    for each in (folder, *map(folder.of_seed, others)):
+        each.forget_checkpoints()
     folder.write_manifest()
     _judge(report, folder)
     return folder
@@ -94,51 +96,26 @@ def _machine() -> Machine:
     return inspect_machine()
 
 
-def _train(plan: Plan, folder: RunDir, machine: Machine, console: Console) -> TrainSummary:
-    from ftkit.evaluate_run import load_base, validator
-    from ftkit.merge import write_labels
-    from ftkit.models.base import load_tokenizer, with_new_adapter
-    from ftkit.tasks.classify import encode, loss_function, targets, weights_of
-    from ftkit.train import Job, train
+def _train(plan: Plan, folder: RunDir, seed: int, machine: Machine, console: Console) -> None:
+    from ftkit.train_run import train_run
 
-    recipe, task = plan.recipe, plan.recipe.task
-    tokenizer = load_tokenizer(plan.files, max_length=plan.max_length, trust_remote_code=recipe.base.trust_remote_code)
-    ids = encode(tokenizer, [example.text for example in plan.splits.train], plan.max_length)
-    goals = targets(plan.splits.train, plan.labels, multi_label=task.multi_label).tolist()
-    weights = weights_of(task.class_weights, plan.labels, plan.preflight.counts["train"], multi_label=task.multi_label)
-    job = Job(
-        build=lambda: with_new_adapter(
-            load_base(plan, seed=recipe.train.seed, quantize=True, machine=machine)[0], recipe.adapter
-        ),
-        rows=[{"input_ids": row, "labels": goal} for row, goal in zip(ids, goals, strict=True)],
-        places=[example.where for example in plan.splits.train],
-        loss=loss_function(multi_label=task.multi_label, weights=weights, label_smoothing=task.label_smoothing),
-        validate=validator(plan, tokenizer),
-        best_by=plan.best_by,
-        section=recipe.train,
-        pad_token_id=int(tokenizer.pad_token_id),
-        multi_label=task.multi_label,
-        lr_ratio=recipe.adapter.lr_ratio,
-        converted=recipe.adapter.type == "lora" and recipe.adapter.init == "pissa",
-    )
-    console.stage(f"training on {len(ids):,} rows")
-    summary = train(job, folder, seed=recipe.train.seed, machine=machine, console=console, resume=True)
-    tokenizer.save_pretrained(folder.adapter)
-    write_labels(folder.adapter, plan, ())
-    write_json(folder.train, as_json(summary))
-    return summary
+    if not folder.train.exists():
+        console.stage(f"training on {len(plan.splits.train):,} rows, seed {seed}")
+        train_run(plan, folder, seed=seed, machine=machine, console=console)
 
 
-def _measure(plan: Plan, folder: RunDir, machine: Machine, console: Console) -> EvalReport:
+def _measure(plan: Plan, folder: RunDir, others: Sequence[int], machine: Machine, console: Console) -> EvalReport:
+    """Evaluates the adapter and those of the other seeds, and merges where the gate holds."""
     from ftkit.evaluate_run import evaluate
-    from ftkit.merge import merge, write_labels
+    from ftkit.merge import merge
     from ftkit.proof import FreshProcess
 
     console.stage(f"evaluating on {len(plan.splits.test):,} test rows")
     process = FreshProcess()
     try:
-        evaluation = evaluate(plan, folder, machine=machine, console=console)
-        write_labels(folder.adapter, plan, evaluation.report.thresholds)
+        adapters = {seed: folder.of_seed(seed).adapter for seed in others}
+        evaluation = evaluate(plan, folder, adapters, machine=machine, console=console)
+        write_json(folder.adapter / "labels.json", plan.labels_document(evaluation.report.thresholds))
         if not (plan.recipe.merge and evaluation.report.gate.passed):
             return evaluation.report
         console.stage("merging, and proving the merged model")

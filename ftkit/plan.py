@@ -46,6 +46,15 @@ class Plan:
         """The figure of the validation rows that the exported checkpoint is chosen by."""
         return "f1"
 
+    def labels_document(self, thresholds: tuple[float, ...] = ()) -> dict[str, Any]:
+        """labels.json: what a program needs to read the scores of the model beside it."""
+        return {
+            "labels": list(self.labels),
+            "multi_label": self.recipe.task.multi_label,
+            "thresholds": list(thresholds),
+            "max_length": self.max_length,
+        }
+
     def document(self, machine: Machine | None, precision: str | None) -> dict[str, Any]:
         """plan.json."""
         checks = self.preflight

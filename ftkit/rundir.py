@@ -67,6 +67,10 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    def of_seed(self, seed: int) -> RunDir:
+        """Where the same training with another seed is kept: its log, summary and adapter."""
+        return RunDir(self.folder / "seeds" / str(seed))
+
     @property
     def error(self) -> Path:
         return self.folder / "error.txt"

@@ -25,7 +25,7 @@ LAYERS = (
     ("plan",),
     ("rundir",),
     ("report", "train", "evaluate_run", "proof"),
-    ("card", "merge", "predict"),
+    ("card", "merge", "predict", "train_run"),
     ("pipeline",),
     ("cli",),
     ("__main__",),

@@ -282,3 +282,22 @@ def test_one_writer_at_a_time_and_a_dead_one_s_lock_is_taken_over(recipe, tmp_pa
     holder.kill()
     holder.communicate()
     assert (run(Request(path, out=tmp_path / "out"), QUIET).folder / "eval.json").exists()
+
+
+def test_other_seeds_show_the_spread_and_change_nothing_else(recipe, tmp_path):
+    """The first seed's adapter is the one measured and merged, byte for byte what it is without the others."""
+    train = "{epochs: 1, batch_size: 8, learning_rate: 1e-3, seed: 7"
+    alone = run(Request(recipe(train=train + "}", merge="false"), out=tmp_path / "alone"), QUIET).folder
+    path = recipe(train=train + ", seeds: 3}", merge="false", eval="{metrics: [accuracy, log_loss]}")
+    folder = run(Request(path, out=tmp_path / "out"), QUIET).folder
+    weights = "adapter/adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == (alone / weights).read_bytes()
+    report = json.loads((folder / "eval.json").read_text())
+    assert set(report["seeds"]) == {"8", "9"}
+    assert all(set(metrics) == {"accuracy", "log_loss"} for metrics in report["seeds"].values())
+    losses = {report["models"]["adapter"]["metrics"]["log_loss"], *(m["log_loss"] for m in report["seeds"].values())}
+    assert len(losses) == 3
+    assert all((folder / "seeds" / seed / weights).exists() for seed in ("8", "9"))
+    assert "lowest to highest" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "lowest to highest" in (folder / "README.md").read_text(encoding="utf-8")
+    assert not list(folder.rglob("checkpoints"))

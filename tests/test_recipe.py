@@ -105,7 +105,7 @@ def one(section: str, line: str, subject: str, message: str, place: str = "line 
 
 ADAPTER_KEYS = "Keys here: alpha, dora, dropout, init, lr_ratio, preset, quantize, r, rslora, targets, type."
 TRAIN_KEYS = (
-    "Keys here: batch_size, epochs, learning_rate, max_length, precision, schedule, seed, warmup, weight_decay."
+    "Keys here: batch_size, epochs, learning_rate, max_length, precision, schedule, seed, seeds, warmup, weight_decay."
 )
 TOP_KEYS = "Keys here: adapter, base, data, eval, gate, merge, name, task, train."
 PRESETS = "Presets: dora, ia3, lora, loraplus, pissa, qlora, rslora."
@@ -306,7 +306,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "train:",
             "train",
             "got nothing. Write keys and values (keys: batch_size, epochs, learning_rate, "
-            "max_length, precision, schedule, seed, warmup, weight_decay), or remove the key.",
+            "max_length, precision, schedule, seed, seeds, warmup, weight_decay), or remove the key.",
             "line 6",
         ),
         one(

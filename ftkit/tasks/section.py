@@ -41,4 +41,7 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of training. auto: bfloat16 where the device computes in it."
     )
+    seeds: int = Field(
+        1, ge=1, le=20, description="Trainings with seeds from seed on; the first is kept, the others show the spread."
+    )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of splits, initialisation, order and dropout.")
