@@ -51,7 +51,8 @@ def merge(
         seconds = time.perf_counter() - started
         logits_file = folder / "logits.npy"
         console.note("a fresh process scores the merged model from disk")
-        result = process.logits(folder, run.predictions, logits_file)
+        trusted = plan.recipe.base.trust_remote_code
+        result = process.logits(folder, run.predictions, logits_file, trust_remote_code=trusted)
         found = _load_and_forget(logits_file)
         scored = _scored(plan, evaluation, found)
         document = _document(plan, run, evaluation, expected, found, scored, str(dtype).removeprefix("torch."))

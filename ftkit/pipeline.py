@@ -72,8 +72,8 @@ def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:
     report = _measure(plan, folder, others, machine, console)
     console.stage("writing the report")
     _tell(folder, console)
-    for each in (folder, *map(folder.of_seed, others)):
-        each.forget_checkpoints()
+    for done in (folder, *map(folder.of_seed, others)):
+        done.forget_checkpoints()
     folder.write_manifest()
     _judge(report, folder)
     return folder

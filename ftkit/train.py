@@ -262,6 +262,7 @@ def _watcher(training: _Training, interruption: Interruption, advance: Callable[
         paused = 0.0
         before = training.seconds
         stopped = False
+        status = ""  # of the step before: the Trainer logs a step after it has ended
 
         def _elapsed(self) -> float:
             return self.before + time.perf_counter() - self.started - self.paused
@@ -271,7 +272,7 @@ def _watcher(training: _Training, interruption: Interruption, advance: Callable[
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             training.seconds = self._elapsed()
-            advance(1)
+            advance(1, self.status)
             self.asked = time.perf_counter()
             if interruption.requested and state.global_step < state.max_steps:
                 control.should_save = control.should_training_stop = self.stopped = True
@@ -287,6 +288,7 @@ def _watcher(training: _Training, interruption: Interruption, advance: Callable[
                     **{name: logs[name] for name in names},
                 }
                 _append(log, {**row, "seconds": round(training.seconds, 3)})
+                self.status = f"loss {logs['loss']:.3f}"
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if self.stopped:

@@ -101,12 +101,12 @@ def test_a_merged_model_that_differs_does_not_get_the_name(recipe, tmp_path, mon
 
     honest = FreshProcess.logits
 
-    def spoiled(self, folder, rows, out):
+    def spoiled(self, folder, rows, out, **options):
         file = folder / "model.safetensors"
         weights = load_file(file)
         weights["classifier.bias"] += 0.5 * (np.arange(2) - 0.5)
         save_file(weights, file, metadata={"format": "pt"})
-        return honest(self, folder, rows, out)
+        return honest(self, folder, rows, out, **options)
 
     monkeypatch.setattr(FreshProcess, "logits", spoiled)
     with pytest.raises(NotProved) as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ftkit.console import Console
+from ftkit.data.checks import Preflight
 from ftkit.pipeline import say_plan
-from ftkit.plan import make_plan
+from ftkit.plan import Plan, make_plan
 from ftkit.recipe.load import load
+
+_BAR = 40
 
 
 def check_recipe(recipe: Path, overrides: Sequence[str], *, json: bool) -> None:
@@ -19,13 +22,32 @@ def check_recipe(recipe: Path, overrides: Sequence[str], *, json: bool) -> None:
         console.json(plan.document(None, None))
         return
     say_plan(plan, console)
-    checks = plan.preflight
-    lines = [f"{recipe} holds."]
+    found = (*_rows(plan.preflight), *_leakage(plan.preflight), *_lengths(plan))
+    console.result("\n".join([f"{recipe} holds.", *found, f"Next: ftkit run {recipe}"]))
+
+
+def _rows(checks: Preflight) -> Iterator[str]:
     for split, counts in checks.counts.items():
-        shown = ", ".join(f"{label} {count:,}" for label, count in counts.items())
-        lines.append(f"  {split:6} {checks.rows[split]:>8,} rows   {shown}")
-    for split, cut in checks.truncated.items():
-        longest = checks.lengths[split].longest if split in checks.lengths else 0
-        lines.append(f"  {split:6} {cut:>8,} rows longer than {plan.max_length} tokens (longest {longest:,})")
-    lines.append(f"Next: ftkit run {recipe}")
-    console.result("\n".join(lines))
+        if checks.rows[split]:
+            shown = ", ".join(f"{label} {count:,}" for label, count in counts.items())
+            yield f"  {split:6} {checks.rows[split]:>8,} rows   {shown}"
+
+
+def _leakage(checks: Preflight) -> Iterator[str]:
+    for leak in checks.leakage:
+        yield f"  {leak.split} rows that stand in {leak.within}: {leak.exact:,} word for word, {leak.near:,} nearly"
+
+
+def _lengths(plan: Plan) -> Iterator[str]:
+    """The histogram of the train rows' tokens, and how many rows of each split are cut."""
+    lengths = plan.preflight.lengths
+    if not lengths:
+        yield f"  the base has no tokenizer.json to count tokens with; rows are cut at {plan.max_length}"
+        return
+    most = max(rows for _, rows in lengths["train"].histogram)
+    yield f"  tokens of the train rows (longest {lengths['train'].longest:,}, mean {lengths['train'].mean:g})"
+    for upto, rows in lengths["train"].histogram:
+        bar = "▇" * round(_BAR * rows / most) or ("▏" if rows else "")
+        yield f"  up to {upto:>6,} {rows:>8,}   {bar}".rstrip()
+    cut = ", ".join(f"{count:,} of {split}" for split, count in plan.preflight.truncated.items())
+    yield f"  rows longer than {plan.max_length} tokens, which are cut: {cut}"
