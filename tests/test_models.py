@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from ftkit.errors import MachineError
 from ftkit.models.adapters import Ia3, Lora
@@ -64,6 +68,35 @@ def test_a_row_scores_the_same_alone_and_in_a_padded_batch(pico, family):
         seen, np.concatenate([features(classifier.model, [row], pad_token_id=tokenizer.pad_token_id) for row in rows]),
         atol=1e-5,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # Qwen2 brings a pad token of its own
+def test_a_decoder_without_a_pad_token_and_with_padding_on_the_left(pico, family, tmp_path):
+    """As GPT-2 and Llama come: the end token pads, and may stand in a text. Scores, features and what is saved are right."""
+    folder = tmp_path / "base"
+    shutil.copytree(pico(family), folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.pop("pad_token")
+    file.write_text(json.dumps({**config, "eos_token": "[SEP]", "padding_side": "left"}), encoding="utf-8")
+    classifier, tokenizer = load(folder)
+    assert (tokenizer.pad_token_id, tokenizer.padding_side) == (tokenizer.eos_token_id, "right")
+    rows = encode(tokenizer, TEXTS, 32)
+    assert all(row[-1] == tokenizer.eos_token_id for row in rows)
+    pad = int(tokenizer.pad_token_id)
+    for found in (score, features):
+        together = found(classifier.model, rows, pad_token_id=pad)
+        alone = np.concatenate([found(classifier.model, [row], pad_token_id=pad) for row in rows])
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+    # The probe sees what the head sees: the head on the features gives the model's scores.
+    with torch.no_grad():
+        seen = torch.tensor(features(classifier.model, rows, pad_token_id=pad), dtype=torch.float32)
+        np.testing.assert_allclose(
+            classifier.model.score(seen).numpy(), score(classifier.model, rows, pad_token_id=pad), atol=1e-5
+        )
+    tokenizer.save_pretrained(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert (saved.pad_token, saved.padding_side) == ("[SEP]", "right")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
