@@ -6,6 +6,7 @@
     ├── MachineError     4   a package, memory, a device or the network is missing
     ├── GateNotMet       5   the evaluation did not reach what the recipe asks for
     ├── TrainingFailed   6   the loss is not finite, or memory ran out after every fallback
+    │   └── NotFinite        the loss of the step that is being made; who runs the step adds which one it is
     ├── NotProved        7   a merged or exported model is not shown to be the trained one
     └── Interrupted    130   stopped from outside; the run can be resumed
 
@@ -80,6 +81,10 @@ class GateNotMet(FtkitError):
 
 class TrainingFailed(FtkitError):
     exit_code = 6
+
+
+class NotFinite(TrainingFailed):
+    pass
 
 
 class NotProved(FtkitError):

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.console import Console
-from ftkit.errors import Interrupted, Problem, TrainingFailed
+from ftkit.errors import Interrupted, NotFinite, Problem, TrainingFailed
 from ftkit.files import write_json, writing_folder
-from ftkit.interruption import Interruption, after_the_step
+from ftkit.interruption import after_the_step
 from ftkit.models.hardware import Machine, peak_gpu_mb, peak_rss_mb, training_dtype
 from ftkit.records import TrainSummary
 from ftkit.rundir import RunDir, read_log
 from ftkit.tasks.classify import Collate, Encoded, TrainingRows
 from ftkit.tasks.section import Train
+from ftkit.train_watch import watcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
-
-_SECONDS_BETWEEN_CHECKPOINTS = 300.0
 
 Validate = Callable[["PreTrainedModel"], dict[str, float]]
 
@@ -83,6 +82,7 @@ class _Training:
         self.accumulate = job.section.batch_size // micro
         self.best = run.checkpoints / "best"
         self.initial = run.checkpoints / "initial"
+        self.best_by = job.best_by
         self.best_note: dict[str, Any] = {}
         self.validation_seconds = self.checkpoint_seconds = self.seconds = 0.0
 
@@ -108,16 +108,16 @@ class _Training:
             self.console.progress("step", steps, done=_step_of(checkpoint)) as advance,
             self.run.train_log.open("a", encoding="utf-8") as log,
         ):
-            trainer.add_callback(_watcher(self, interruption, advance, log))
+            trainer.add_callback(watcher(self, interruption, advance, log))
             try:
                 result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            except TrainingFailed as error:
-                raise self._located(error, trainer.state.global_step + 1) from None
+            except NotFinite as error:
+                raise self.located(error, trainer.state.global_step + 1) from None
         if interruption.requested and trainer.state.global_step < steps:
             raise Interrupted(f"stopped at step {trainer.state.global_step} of {steps}; a checkpoint is saved")
         return self._finish(trainer, result.training_loss)
 
-    def _located(self, error: TrainingFailed, step: int) -> TrainingFailed:
+    def located(self, error: TrainingFailed, step: int) -> TrainingFailed:
         """The error with the step and the rows at which it came."""
         rows = TrainingRows(self.job.rows, self.job.section.batch_size, self.seed).rows_of_step(step)
         places = ", ".join(self.job.places[row] for row in rows)
@@ -251,73 +251,6 @@ def _add_head(model: PreTrainedModel, file: Path) -> None:
         if "lora_" not in name:
             weights.setdefault(name, weight.detach().cpu().contiguous())
     save_file(weights, file, metadata={"format": "pt"})
-
-
-def _watcher(training: _Training, interruption: Interruption, advance: Callable[..., None], log: Any) -> Any:
-    """The callback that logs each step, validates after each epoch, asks for checkpoints, and heeds a signal."""
-    from transformers import TrainerCallback
-
-    class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no type information here
-        started = saved = asked = 0.0
-        paused = 0.0
-        before = training.seconds
-        stopped = False
-        status = ""  # of the step before: the Trainer logs a step after it has ended
-
-        def _elapsed(self) -> float:
-            return self.before + time.perf_counter() - self.started - self.paused
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.started = self.saved = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            training.seconds = self._elapsed()
-            advance(1, self.status)
-            self.asked = time.perf_counter()
-            if interruption.requested and state.global_step < state.max_steps:
-                control.should_save = control.should_training_stop = self.stopped = True
-            elif self.asked - self.saved > _SECONDS_BETWEEN_CHECKPOINTS:
-                control.should_save = True
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if logs and "loss" in logs:
-                names = ("loss", "learning_rate", "grad_norm")
-                row = {
-                    "step": state.global_step,
-                    "epoch": round(state.epoch, 4),
-                    **{name: logs[name] for name in names},
-                }
-                _append(log, {**row, "seconds": round(training.seconds, 3)})
-                self.status = f"loss {logs['loss']:.3f}"
-
-        def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            if self.stopped:
-                return
-            before = time.perf_counter()
-            row = training.validate(model, state.global_step, round(state.epoch, 4))
-            if row:
-                _append(log, row)
-                training.console.note(_said(row, training.job.best_by))
-            self.asked = time.perf_counter()
-            self.paused += self.asked - before
-            control.should_save = state.global_step < state.max_steps
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.saved = time.perf_counter()
-            training.checkpoint_seconds += self.saved - self.asked
-            self.paused += self.saved - self.asked
-
-    return Watcher()
-
-
-def _said(row: dict[str, Any], best_by: str) -> str:
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in row["valid"].items())
-    return f"epoch {row['epoch']:g}: validation {figures}{', the best so far' if row['best'] else ''}"
-
-
-def _append(log: Any, row: dict[str, Any]) -> None:
-    log.write(json.dumps(row, allow_nan=False) + "\n")
-    log.flush()
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ftkit.console import Console
 from ftkit.errors import GateNotMet, NotProved, RecipeError, TrainingFailed
@@ -40,7 +41,6 @@ def logged(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def test_a_run_ends_merged_and_proved(recipe, tmp_path):
     """The merged folder loads with transformers alone, the adapter with peft alone, and both score as reported."""
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -190,8 +190,6 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(recipe, tmp_pat
 
     transformers' own loss fails this: it averages each micro-batch, and 8 of 1 row then have 8 times the gradient.
     """
-    import torch
-
     from ftkit.tasks import classify
 
     real = classify.loss_function
@@ -223,8 +221,21 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(recipe, tmp_pat
     ]
 
 
-def test_a_loss_that_is_not_finite_names_step_and_rows(recipe, tmp_path, monkeypatch):
-    """One row's label weight is made infinite on its way into the loss."""
+class Spoil(torch.autograd.Function):
+    """Passes logits on and spoils their gradient."""
+
+    @staticmethod
+    def forward(ctx, logits):
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_names_step_and_rows(recipe, tmp_path, monkeypatch, what):
+    """The logits of the third step, or their gradient, are spoilt on the way into the loss."""
     from ftkit.tasks import classify
 
     calls = []
@@ -235,9 +246,10 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(recipe, tmp_path, monkeyp
 
         def at_the_third_step(outputs, labels, num_items_in_batch=None):
             calls.append(len(labels))
+            logits = outputs["logits"]
             if len(calls) == 3:
-                outputs["logits"] = outputs["logits"] * float("nan")
-            return loss(outputs, labels, num_items_in_batch)
+                logits = logits * float("nan") if what == "loss" else Spoil.apply(logits)
+            return loss({"logits": logits}, labels, num_items_in_batch)
 
         return at_the_third_step
 
@@ -245,7 +257,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(recipe, tmp_path, monkeyp
     with pytest.raises(TrainingFailed) as error:
         run(Request(recipe(), out=tmp_path / "out"), QUIET)
     assert error.value.exit_code == 6
-    assert error.value.headline == "the loss is nan at step 3"
+    assert error.value.headline in ("the loss is nan at step 3", "the gradient is nan at step 3")
     places = error.value.problems[-1].message.removeprefix("of that step: ").split(", ")
     assert len(places) == 8
     assert all(place.startswith("train.csv line ") for place in places)

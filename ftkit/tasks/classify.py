@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ftkit.errors import Problem, TrainingFailed
+from ftkit.errors import NotFinite, Problem, TrainingFailed
 from ftkit.records import Example
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def loss_function(
     """The loss for transformers' Trainer: summed over the micro-batch, divided by the items of the whole batch.
 
     That makes the gradient of a batch independent of how it is cut into micro-batches, which the model's own mean is
-    not. Raises TrainingFailed as soon as a loss is not finite.
+    not. Raises NotFinite as soon as a loss is not finite.
     """
     import torch
     from torch.nn import functional
@@ -165,14 +165,14 @@ def loss_function(
                 logits, labels, weight=weight, label_smoothing=label_smoothing, reduction="sum"
             )
         if not torch.isfinite(total):
-            raise TrainingFailed(f"the loss is {total.item()}", [Problem("", "train", _NOT_FINITE)])
+            raise NotFinite(f"the loss is {total.item()}", [Problem("", "train", NOT_FINITE)])
         items = labels.numel() if num_items_in_batch is None else num_items_in_batch
         return total / items
 
     return loss
 
 
-_NOT_FINITE = "Likely causes, in order: learning_rate too high, bfloat16 on a base trained in float16, damaged weights."
+NOT_FINITE = "Likely causes, in order: learning_rate too high, bfloat16 on a base trained in float16, damaged weights."
 
 
 def score(
@@ -200,7 +200,7 @@ def score(
         if advance:
             advance(len(batch))
     if not np.isfinite(logits).all():
-        raise TrainingFailed("the model's scores are not finite", [Problem("", "train", _NOT_FINITE)])
+        raise TrainingFailed("the model's scores are not finite", [Problem("", "train", NOT_FINITE)])
     return logits
 
 
