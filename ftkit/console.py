@@ -44,6 +44,11 @@ class Console:
     def error(self, text: str) -> None:
         self._say(text)
 
+    def ask(self, question: str, likely: str) -> str:
+        """A line from the terminal; ``likely`` where it is empty."""
+        print(f"{question} [{likely}] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip() or likely
+
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 

@@ -27,7 +27,7 @@ LAYERS = (
     ("report", "train_watch", "evaluate_run", "proof"),
     ("train",),
     ("card", "merge", "predict", "train_run"),
-    ("pipeline",),
+    ("measured", "pipeline", "starter"),
     ("cli",),
     ("__main__",),
 )

@@ -115,6 +115,87 @@ def test_predict_holds_few_rows_at_a_time(place):
         assert read <= answered + 1024
 
 
+def test_a_run_measured_again_gives_its_own_figures(place):
+    again = json.loads(ftkit("eval", "pico", "--json", folder=place).stdout)
+    stored = json.loads((place / "runs" / "pico" / "latest" / "eval.json").read_text(encoding="utf-8"))
+    assert again["data_sha256"] == stored["data_sha256"]
+    assert again["largest_difference"] < 1e-4
+    for name, value in stored["models"]["merged"]["metrics"].items():
+        assert again["models"]["merged"]["metrics"][name] == pytest.approx(value, abs=1e-4)
+
+
+def test_a_run_is_measured_on_other_rows(place):
+    write_csv(place / "more.csv", sentences(40, 9))
+    shown = ftkit("eval", "pico", "--data", "more.csv", folder=place)
+    assert "more.csv, 40 rows" in shown.stdout
+    assert "difference" not in shown.stdout
+    write_csv(place / "odd.csv", [("the film was great", "good"), ("the soup was poor", "bda")])
+    refused = ftkit("eval", "pico", "--data", "odd.csv", folder=place)
+    assert (refused.returncode, refused.stderr) == (
+        3,
+        "error: odd.csv has 1 problem\n"
+        "  odd.csv line 3   label   'bda' is no label of the run (bad, good). Did you mean bad? Correct it.\n",
+    )
+
+
+def test_runs_are_compared_on_the_same_rows(place, pico, tmp_path):
+    """A second run with another seed: the difference is that of the two eval.json, and the test is paired."""
+    second = ["--set", "train.seed=8", "--set", "merge=false", "--set", "train.epochs=1", "--out", "second"]
+    assert ftkit("run", "recipe.yaml", *second, folder=place).returncode == 0
+    done = ftkit("compare", "pico", "second", "--json", folder=place)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    first, other = list(found["models"])
+    (pair,) = found["comparison"]
+    assert pair == f"{other}_vs_{first}"
+    stored = [json.loads((place / run / "eval.json").read_text()) for run in ("runs/pico/latest", "second")]
+    for name, report in zip((first, other), stored, strict=True):
+        assert found["models"][name]["metrics"]["f1"] == pytest.approx(report["models"]["adapter"]["metrics"]["f1"])
+    f1 = next(item for item in found["comparison"][pair] if item["metric"] == "f1")
+    scores = [found["models"][name]["metrics"]["f1"] for name in (other, first)]
+    assert f1["difference"] == pytest.approx(scores[0] - scores[1])
+    assert first in ftkit("compare", "pico", "second", folder=place).stdout
+    assert ftkit("compare", "pico", folder=place).returncode == 2
+    assert ftkit("compare", "pico", "pico", folder=place).returncode == 2
+    other_rows = json.loads((place / "second" / "eval.json").read_text())
+    lines = (place / "second" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "recipe.yaml").write_text("name: cut\n")
+    (tmp_path / "cut" / "eval.json").write_text(json.dumps(other_rows))
+    (tmp_path / "cut" / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    refused = ftkit("compare", "pico", str(tmp_path / "cut"), folder=place)
+    assert refused.returncode == 3
+    assert "was measured on other rows" in refused.stderr
+
+
+ROWS = "id,opinion,stars\n1,it was a lovely evening,5\n2,it was a dreadful evening,1\n3,so so,yes\n" + "".join(
+    f"{n},something about number {n},{(n % 2 and 5) or 1}\n" for n in range(4, 60)
+)
+
+
+def test_init_writes_a_recipe_that_holds(tmp_path, pico):
+    """Columns with unknown names are found by what they hold; labels that YAML would misread are quoted."""
+    (tmp_path / "My Rows.csv").write_text(ROWS, encoding="utf-8")
+    done = ftkit("init", "My Rows.csv", "--base", str(pico("bert")), folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "my-rows.yaml is written. Next: ftkit check my-rows.yaml\n"), (
+        done.stderr
+    )
+    written = (tmp_path / "my-rows.yaml").read_text(encoding="utf-8")
+    assert "columns: {text: opinion, label: stars}" in written
+    assert "labels: ['1', '5', 'yes']" in written
+    assert ftkit("check", "my-rows.yaml", folder=tmp_path).returncode == 0
+    again = ftkit("init", "My Rows.csv", folder=tmp_path)
+    assert (again.returncode, again.stderr.splitlines()[0]) == (2, "error: my-rows.yaml exists")
+    assert (tmp_path / "my-rows.yaml").read_text(encoding="utf-8") == written
+    (tmp_path / "my-rows.yaml").unlink()
+    wrong = ftkit("init", "My Rows.csv", "--label", "star", folder=tmp_path)
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "error: My Rows.csv has no column star\n  --label   Did you mean stars? Columns here: id, opinion, stars.\n",
+    )
+    assert not (tmp_path / "my-rows.yaml").exists()
+
+
 def test_the_lists_tell_people_and_programs_the_same(place):
     (run,) = json.loads(ftkit("ls", "--json", folder=place).stdout)
     assert run["state"] == "merged"

@@ -92,6 +92,19 @@ def check(recipe: Recipe, overrides: Overrides = None, json: Json = False) -> No
     check_recipe(recipe, overrides or [], json=json)
 
 
+@app.command(epilog="Example: ftkit init reviews.csv")
+def init(
+    data: Annotated[str, typer.Argument(help="Labelled rows: a file or a folder.", show_default=False)],
+    text: Annotated[str | None, typer.Option("--text", help="The column with the text.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="The column with the label.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The base model: a hub id or a folder.")] = None,
+) -> None:
+    """Write a recipe for a data file; asks for columns and base."""
+    from ftkit.cli.init import write_recipe
+
+    write_recipe(data, text, label, base)
+
+
 @app.command(epilog="Example: ftkit predict sentiment --text 'Worth every cent.'")
 def predict(
     run: Run,
@@ -105,6 +118,29 @@ def predict(
     from ftkit.cli.predict import predict_texts
 
     predict_texts(run, text or [], file, out, column, json=json)
+
+
+@app.command("eval", epilog="Example: ftkit eval sentiment --data more.csv")
+def evaluate(
+    run: Run,
+    data: Annotated[str | None, typer.Option("--data", help="Labelled rows: a file, a folder or a hub id.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure a run's model again: on its own test rows, or on other data."""
+    from ftkit.cli.measured import evaluate_run_again
+
+    evaluate_run_again(run, data, json=json)
+
+
+@app.command(epilog="Example: ftkit compare mine/20261125-101500-3f2a mine/20261125-113000-91bc")
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two runs or more, measured on the same rows.", metavar="RUN...")],
+    json: Json = False,
+) -> None:
+    """Runs side by side on the same rows, each tested against the first."""
+    from ftkit.cli.measured import compare_runs
+
+    compare_runs(runs, json=json)
 
 
 @app.command(epilog="Example: ftkit schema > recipe.schema.json")

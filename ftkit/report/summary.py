@@ -45,6 +45,25 @@ class Summary:
         yield from _places(self.story)
 
 
+class Scores:
+    """A rich renderable of a report alone: the table, and every comparison of its main metric and accuracy."""
+
+    def __init__(self, report: EvalReport) -> None:
+        self.report = report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _tables(self.report, options.max_width)
+        shown = {"accuracy", tables.main_metric(self.report)}
+        for item in tables.compared(self.report):
+            if item.metric in shown:
+                yield _line(wording.compared_line(item, self.report.task))
+
+
+def scores(report: EvalReport) -> RenderableType:
+    """What to print of a report that is no run's own."""
+    return Scores(report)
+
+
 def render(story: Story) -> RenderableType:
     """What to print. Text from data is shown as text: it cannot set colours or move the cursor."""
     return Summary(story)

@@ -37,8 +37,10 @@ def compared_line(item: Compared, task: str) -> str:
     verb = {"better": "beats", "worse": "is worse than", "undecided": "is not shown to differ from"}[item.outcome]
     found = item.comparison
     subject = _inside(item.first, task)
+    if subject != item.first:  # a name that is given, such as a run's, stays as it is
+        subject = f"{subject[0].upper()}{subject[1:]}"
     return (
-        f"{subject[0].upper()}{subject[1:]} {verb} {_inside(item.second, task)}: "
+        f"{subject} {verb} {_inside(item.second, task)}: "
         f"{numbers.metric_name(item.metric)} {numbers.signed(found.difference)} "
         f"(95% {numbers.interval(found.ci95)}), {numbers.p_value(found.p_value)}"
     )

@@ -1,0 +1,48 @@
+"""``ftkit eval`` and ``ftkit compare``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from ftkit.console import Console
+from ftkit.records import as_json
+from ftkit.rundir import find_run
+
+
+def evaluate_run_again(run: str, source: str | None, *, json: bool) -> None:
+    """Measures a run's model on its own test rows or on those of ``source``, and prints the figures."""
+    from ftkit.models.hardware import inspect_machine, settle_environment
+
+    warnings.simplefilter("ignore")
+    found = find_run(run)
+    settle_environment()
+    from ftkit.measured import evaluate_again
+    from ftkit.models.base import quiet_libraries
+    from ftkit.report import numbers, summary
+
+    quiet_libraries()
+    report, difference = evaluate_again(found, source, inspect_machine())
+    console = Console()
+    if json:
+        # The verdict belongs to the run: measuring again judges nothing.
+        document = {name: value for name, value in as_json(report).items() if name not in ("gate", "comparison")}
+        console.json({"run": str(found.folder), **document, "largest_difference": difference})
+        return
+    console.result(summary.scores(report))
+    if difference is not None:
+        console.result(f"The largest difference of a probability to predictions.jsonl is {numbers.small(difference)}.")
+
+
+def compare_runs(runs: Sequence[str], *, json: bool) -> None:
+    """Prints the figures of several runs side by side, each tested against the first."""
+    from ftkit.measured import compare_runs as compared
+    from ftkit.report import summary
+
+    found = [find_run(run) for run in runs]
+    report = compared(found)
+    console = Console()
+    if json:
+        console.json({name: value for name, value in as_json(report).items() if name != "gate"})
+        return
+    console.result(summary.scores(report))

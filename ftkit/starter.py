@@ -1,0 +1,96 @@
+"""A first recipe for a data file: which columns it takes, and the recipe's text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ftkit.data.columns import KNOWN, Role
+from ftkit.data.rows import RawRow, data_error
+from ftkit.data.source import read_rows
+from ftkit.errors import Problem
+
+BASE = "sentence-transformers/all-MiniLM-L6-v2"
+_LOOKED_AT = 2_000  # rows
+_MOST_LABELS = 12  # that are spelled out in a recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the first rows of a source show: its columns, and the likeliest column for each role."""
+
+    source: str
+    columns: tuple[str, ...]
+    rows: tuple[RawRow, ...]
+    text: str
+    label: str
+
+    def labels(self, column: str) -> list[str]:
+        """The different values of a column, sorted as text."""
+        values = {row.values.get(column) for row in self.rows}
+        return sorted(str(value) for value in values if value is not None and str(value).strip())
+
+
+def look(source: str) -> Look:
+    """Reads the first rows of a source. Raises DataError where there are fewer than two columns."""
+    rows = tuple(islice(read_rows(source, Path.cwd()), _LOOKED_AT))
+    columns = tuple(dict.fromkeys(name for row in rows for name in row.values))
+    if len(columns) < 2:
+        message = (
+            f"the only column is {columns[0]}. A text and a label are needed." if columns else "there is no column."
+        )
+        raise data_error(source, [Problem("", "", message)])
+    text = _known("text", columns) or max(columns, key=lambda name: _length(rows, name))
+    others = [name for name in columns if name != text]
+    label = _known("label", others) or min(others, key=lambda name: _variety(rows, name))
+    return Look(source, columns, rows, text, label)
+
+
+def recipe_text(found: Look, *, name: str, base: str, text: str, label: str) -> str:
+    """A recipe that ``ftkit check`` takes, with what one changes first spelled out."""
+    labels = found.labels(label)
+    listed = f", labels: [{', '.join(map(_scalar, labels))}]" if 2 <= len(labels) <= _MOST_LABELS else ""
+    return (
+        f"# A classifier of {found.source}. Check it: ftkit check {name}.yaml. Make it: ftkit run {name}.yaml\n"
+        f"name: {name}\n"
+        f"base: {_scalar(base)}\n"
+        f"task: {{type: classify{listed}}}\n"
+        "data:\n"
+        f"  train: {_scalar(found.source)}\n"
+        "  valid: 10%        # to choose the checkpoint on\n"
+        "  test: 20%         # to measure on; better: a file of its own\n"
+        f"  columns: {{text: {_scalar(text)}, label: {_scalar(label)}}}\n"
+        "adapter: lora       # ftkit adapters lists the presets\n"
+        "train: {epochs: 3}\n"
+        "gate: {f1: {beat: baseline}}   # merged only if it is shown to beat a linear probe on the base\n"
+    )
+
+
+def recipe_name(source: str) -> str:
+    """A name that a recipe may have, from that of a source."""
+    stem = Path(source.rstrip("/")).name.split(".")[0].lower()
+    kept = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "-_") else "-" for sign in stem).strip("-_")
+    return kept[:64] or "mine"
+
+
+def _known(role: Role, columns: Sequence[str]) -> str | None:
+    return next((name for known in KNOWN[role] for name in columns if name.lower() == known), None)
+
+
+def _length(rows: Sequence[RawRow], column: str) -> int:
+    return sum(len(value) for row in rows if isinstance(value := row.values.get(column), str))
+
+
+def _variety(rows: Sequence[RawRow], column: str) -> tuple[bool, int]:
+    """Columns of one value come last: they are no label."""
+    values = len({str(row.values.get(column)) for row in rows})
+    return values < 2, values
+
+
+def _scalar(text: str) -> str:
+    """Text as one YAML scalar inside a flow list: quoted where it could be read as anything else."""
+    import yaml
+
+    return str(yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**6)).strip()[1:-1]
