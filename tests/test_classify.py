@@ -41,6 +41,21 @@ def test_batches_hold_rows_of_like_length_in_an_order_that_seed_and_epoch_decide
     assert [row["input_ids"][0] for row in map(again.__getitem__, range(1000))] == second
 
 
+def test_the_order_is_found_in_few_looks_at_each_row():
+    """Each row's length is asked for a few dozen times at most, however many rows there are."""
+
+    class Counted(list):
+        looks = 0
+
+        def __len__(self):
+            Counted.looks += 1
+            return super().__len__()
+
+    source = [{"input_ids": Counted(row["input_ids"])} for row in rows(20_000)]
+    TrainingRows(source, 8, seed=3)
+    assert Counted.looks < 40 * len(source)
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -90,7 +90,8 @@ class TrainingRows:
         full = [batch for batch in batches if len(batch) == self._batch_size]
         shuffler.shuffle(full)
         if epoch == 0 and full:
-            full.sort(key=lambda batch: max(map(self._length, batch)) < max(map(self._length, order)))
+            longest = max(range(len(full)), key=lambda number: max(map(self._length, full[number])))
+            full.insert(0, full.pop(longest))
         return [row for batch in [*full, *short] for row in batch]
 
     def _length(self, row: int) -> int:
