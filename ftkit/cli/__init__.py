@@ -23,7 +23,6 @@ app = typer.Typer(
 Recipe = Annotated[Path, typer.Argument(help="A recipe file (YAML).", show_default=False)]
 Run = Annotated[str, typer.Argument(help="A run's folder, a recipe's name (its latest run), or name/run-id.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set train.epochs=5. Repeatable.")]
-Version = typer.Option("--version", callback=lambda wanted: _version(wanted), is_eager=True, help="Print the version.")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
