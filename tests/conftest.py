@@ -9,8 +9,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The same examples each time where a failure must be looked into later; new ones at every run at home.
+settings.register_profile("ci", derandomize=True)
+if "CI" in os.environ:
+    settings.load_profile("ci")
 
 GOOD = ["great", "lovely", "superb", "delightful", "fine"]
 BAD = ["awful", "dreadful", "boring", "broken", "poor"]
