@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftkit import provenance
 from ftkit.console import Console
 from ftkit.errors import FtkitError, GateNotMet, Interrupted, Problem, RecipeError
 from ftkit.files import read_json, write_json, write_text
@@ -182,5 +184,5 @@ def _check_same(found: RunDir, request: Request, text: str) -> None:
 
 
 def _go_on(request: Request, folder: RunDir) -> Problem:
-    options = "".join(f" --set {override}" for override in request.overrides)
-    return Problem("", "", f"Go on with: ftkit run {request.recipe}{options} --out {folder.folder} --resume")
+    command = provenance.run_command(str(request.recipe), request.overrides)
+    return Problem("", "", f"Go on with: {command} --out {shlex.quote(str(folder.folder))} --resume")

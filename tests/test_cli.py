@@ -263,7 +263,7 @@ def test_the_adapter_names_its_base_and_no_private_folder(place, pico):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, pico, number):
     prepare(tmp_path, pico("bert"))
-    words = ["run", "recipe.yaml", "--set", "train.epochs=200", "--set", "merge=false", "--out", "cut"]
+    words = ["run", "recipe.yaml", "--set", "train.epochs=200", "--set", "gate={f1: {min: 0.1}}", "--out", "cut"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ftkit", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
@@ -274,6 +274,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, pico, number):
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     advice = errors.splitlines()[-1].strip()
-    assert advice == ("Go on with: ftkit run recipe.yaml --set train.epochs=200 --set merge=false --out cut --resume")
+    assert advice == (
+        "Go on with: ftkit run recipe.yaml --set train.epochs=200 --set 'gate={f1: {min: 0.1}}' --out cut --resume"
+    )
     assert not (tmp_path / "cut" / ".owner").exists()
     assert list((tmp_path / "cut" / "checkpoints").glob("checkpoint-*/trainer_state.json"))
