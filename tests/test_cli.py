@@ -261,7 +261,7 @@ def test_the_adapter_names_its_base_and_no_private_folder(place, pico):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, pico, number):
+def test_an_interrupted_run_is_saved_and_says_how_to_go_on(tmp_path, pico, number):
     prepare(tmp_path, pico("bert"))
     words = ["run", "recipe.yaml", "--set", "train.epochs=200", "--set", "gate={f1: {min: 0.1}}", "--out", "cut"]
     process = subprocess.Popen(
