@@ -89,7 +89,13 @@ def _multi_label(story: Story) -> bool:
 
 def _use_adapter(story: Story) -> str:
     """Plain peft: nothing of ftkit is needed."""
-    base = untrusted.visible(str(story.planned("base", "ref") or "the base model"))
+    name, _, revision = str(story.planned("base", "ref") or "the base model").partition("@")
+    folder = story.planned("base", "folder")
+    if folder:
+        name, revision = str(folder), ""
+    base = untrusted.visible(name)
+    pinned = str(story.planned("base", "revision") or revision)
+    at = f", revision={_quoted(untrusted.visible(pinned))}" if pinned else ""
     length = story.planned("data", "lengths", "max_length")
     cut = f", max_length={int(length)}" if length else ""
     scores = "logits.sigmoid()" if _multi_label(story) else "logits.softmax(-1)"
@@ -101,7 +107,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 labels = json.load(open("adapter/labels.json", encoding="utf-8"))["labels"]
 names = dict(enumerate(labels))
-base = AutoModelForSequenceClassification.from_pretrained({_quoted(base)}, num_labels=len(labels), id2label=names)
+base = AutoModelForSequenceClassification.from_pretrained({_quoted(base)}{at}, num_labels=len(labels), id2label=names)
 model = PeftModel.from_pretrained(base, "adapter").eval()
 tokenizer = AutoTokenizer.from_pretrained("adapter")
 

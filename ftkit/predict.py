@@ -61,7 +61,7 @@ def load_predictor(run: RunDir, machine: Machine) -> Predictor:
     plan = read_json(run.plan)
     base, trusted = plan["base"], bool(plan["recipe"]["base"]["trust_remote_code"])
     own = BaseFiles(str(folder), "folder", folder, None)
-    files = own if folder == run.merged else locate(base["folder"] or base["ref"], Path.cwd(), weights=True)
+    files = own if folder == run.merged else locate(base_address(base), Path.cwd(), weights=True)
     tokenizer = load_tokenizer(own, max_length=facts["max_length"])
     classifier = load_classifier(
         files,
@@ -77,3 +77,11 @@ def load_predictor(run: RunDir, machine: Machine) -> Predictor:
     inference_mode(model)
     labels, thresholds = tuple(facts["labels"]), tuple(facts["thresholds"])
     return Predictor(model, tokenizer, labels, facts["multi_label"], thresholds, facts["max_length"])
+
+
+def base_address(base: dict[str, Any]) -> str:
+    """Where the base of plan.json is: its folder, or its hub id at the commit that was trained on."""
+    if base["folder"]:
+        return str(base["folder"])
+    name = str(base["ref"]).partition("@")[0]
+    return f"{name}@{base['revision']}" if base["revision"] else str(base["ref"])

@@ -32,17 +32,6 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a model says of one row. ``scores``: a probability for each label, in the order of the label set."""
-
-    id: str
-    input: str
-    reference: tuple[str, ...]
-    prediction: tuple[str, ...]
-    scores: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class TrainSummary:
     """What training took. ``seconds``: from the first batch requested to the last optimiser step, caches included.
 

@@ -148,6 +148,23 @@ def test_a_base_with_quotes_stays_one_python_string(tmp_path: Path) -> None:
     assert base in {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
 
 
+@pytest.mark.parametrize(
+    ("planned", "written"),
+    [
+        ({"ref": "org/model@v2", "revision": None}, '"org/model", revision="v2", num_labels'),
+        ({"ref": "org/model", "revision": "4f2c"}, '"org/model", revision="4f2c", num_labels'),
+        ({"ref": "./mini@home", "folder": "/data/mini@home"}, '"/data/mini@home", num_labels'),
+    ],
+)
+def test_the_card_loads_the_very_base_that_was_trained_on(
+    tmp_path: Path, planned: dict[str, Any], written: str
+) -> None:
+    build(tmp_path)
+    plan = files.read_json(tmp_path / "plan.json")
+    files.write_json(tmp_path / "plan.json", plan | {"base": planned})
+    assert f"from_pretrained({written}" in code_blocks(card.render(Story.read(tmp_path)), "python")[0]
+
+
 def test_hostile_labels_break_no_table_and_format_nothing(tmp_path: Path) -> None:
     text = card.render(build(tmp_path, HOSTILE, name="<b>|`x`\n# y"))
     rows = table_rows(text)

@@ -107,7 +107,7 @@ def test_the_changelog_has_the_version():
     assert re.search(rf"^## (Unreleased|{re.escape(ftkit.__version__)})", changelog, re.MULTILINE)
 
 
-def test_the_shipped_recipe_stands_for_the_design(tmp_path):
+def test_the_shipped_recipe_has_the_gate_that_its_header_speaks_of():
     """The sentiment recipe is merged only where it beats the probe."""
     recipe = load(ROOT / "recipes" / "sentiment.yaml").recipe
     assert recipe.gate["f1"].beat == "baseline"

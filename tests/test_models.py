@@ -162,3 +162,12 @@ def test_the_offline_package_is_found_and_a_missing_base_is_told(tmp_path):
         "error: nobody/nothing is not on this machine and HF_HUB_OFFLINE is set\n"
         "  base   Give a folder that holds it, or allow the network."
     )
+
+
+def test_predict_asks_for_the_commit_that_was_trained_on():
+    """A branch moves on; an adapter on a newer base would be another model."""
+    from ftkit.predict import base_address
+
+    assert base_address({"ref": "org/model@main", "folder": None, "revision": "4f2c"}) == "org/model@4f2c"
+    assert base_address({"ref": "org/model", "folder": None, "revision": None}) == "org/model"
+    assert base_address({"ref": "./mini", "folder": "/data/mini", "revision": None}) == "/data/mini"
