@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,9 +87,31 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def sha256_of(parts: Iterable[bytes]) -> str:
+    """The SHA-256 of the parts put together, which need not be in memory at once."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def sha256_files(paths: Iterable[Path]) -> str:
     """One SHA-256 over several files, in the order given: the hash of their names and hashes."""
     return sha256_text("".join(f"{path.name}\n{sha256_file(path)}\n" for path in paths))
+
+
+def cache_folder() -> Path:
+    """Where read and tokenised corpora are kept: FTKIT_CACHE, else the user's cache folder. Safe to delete."""
+    own = os.environ.get("FTKIT_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "ftkit"
+
+
+@cache
+def code_sha256(package: str) -> str:
+    """One SHA-256 over the source files of a folder of ftkit: what a cache was made by."""
+    folder = Path(__file__).parent / package
+    return sha256_files(sorted(folder.rglob("*.py")))
 
 
 def _umask() -> int:

@@ -6,19 +6,35 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ftkit import provenance
 from ftkit.console import Console
 from ftkit.errors import FtkitError, GateNotMet, Interrupted, Problem, RecipeError
 from ftkit.files import read_json, write_json, write_text
-from ftkit.plan import DEFAULT, Plan, make_plan
+from ftkit.plan.common import DEFAULT, Plan
+from ftkit.plan.labelled import LabelledPlan
+from ftkit.plan.make import make_plan
+from ftkit.plan.text import TextPlan
 from ftkit.recipe.load import load
 from ftkit.records import EvalReport
 from ftkit.rundir import RUNS, RunDir, latest_runs, new_run
 
 if TYPE_CHECKING:
     from ftkit.models.hardware import Machine
+
+
+class Work(Protocol):
+    """The stages of one task, in the order in which they are called; each leaves its files in the run's folder."""
+
+    def prepare(self, machine: Machine, precision: str, console: Console) -> dict[str, Any]:
+        """Makes ready what training and evaluation share; returns plan.json."""
+
+    def train(self, folder: RunDir, *, seed: int, machine: Machine, console: Console) -> None:
+        """Trains with a seed."""
+
+    def measure(self, folder: RunDir, others: Sequence[int], *, machine: Machine, console: Console) -> EvalReport:
+        """Evaluates what was trained, with the other seeds beside it, and merges where the gate holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +79,17 @@ def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:
 
     folder.error.unlink(missing_ok=True)
     folder.start(plan.loaded.text)
-    console.stage(f"loading {plan.recipe.base.model} ({plan.files.source})")
     machine = _machine()
-    precision = str(training_dtype(plan.recipe.train.precision, machine)).removeprefix("torch.")
-    write_json(folder.plan, plan.document(machine, precision))
+    precision = str(training_dtype(plan.loaded.recipe.train.precision, machine)).removeprefix("torch.")
+    work = _work(plan)
+    write_json(folder.plan, work.prepare(machine, precision, console))
     console.note(f"{machine.gpu or machine.cpu}, {machine.threads} of {machine.cores} cores")
-    seed, *others = range(plan.recipe.train.seed, plan.recipe.train.seed + plan.recipe.train.seeds)
+    seed, *others = range(plan.loaded.recipe.train.seed, plan.loaded.recipe.train.seed + plan.loaded.recipe.train.seeds)
     for each in (seed, *others):
-        _train(plan, folder if each == seed else folder.of_seed(each), each, machine, console)
-    report = _measure(plan, folder, others, machine, console)
+        of_seed = folder if each == seed else folder.of_seed(each)
+        if not of_seed.train.exists():
+            work.train(of_seed, seed=each, machine=machine, console=console)
+    report = work.measure(folder, others, machine=machine, console=console)
     console.stage("writing the report")
     _tell(folder, console)
     for done in (folder, *map(folder.of_seed, others)):
@@ -98,32 +116,16 @@ def _machine() -> Machine:
     return inspect_machine()
 
 
-def _train(plan: Plan, folder: RunDir, seed: int, machine: Machine, console: Console) -> None:
-    from ftkit.train_run import train_run
+def _work(plan: Plan) -> Work:
+    """The stages of the plan's task."""
+    if isinstance(plan, TextPlan):
+        from ftkit.pretrain.work import PretrainWork
 
-    if not folder.train.exists():
-        console.stage(f"training on {len(plan.splits.train):,} rows, seed {seed}")
-        train_run(plan, folder, seed=seed, machine=machine, console=console)
+        return PretrainWork(plan)
+    from ftkit.classify.work import ClassifyWork
 
-
-def _measure(plan: Plan, folder: RunDir, others: Sequence[int], machine: Machine, console: Console) -> EvalReport:
-    """Evaluates the adapter and those of the other seeds, and merges where the gate holds."""
-    from ftkit.evaluate_run import evaluate
-    from ftkit.merge import merge
-    from ftkit.proof import FreshProcess
-
-    console.stage(f"evaluating on {len(plan.splits.test):,} test rows")
-    process = FreshProcess()
-    try:
-        adapters = {seed: folder.of_seed(seed).adapter for seed in others}
-        evaluation = evaluate(plan, folder, adapters, machine=machine, console=console)
-        write_json(folder.adapter / "labels.json", plan.labels_document(evaluation.report.thresholds))
-        if not (plan.recipe.merge and evaluation.report.gate.passed):
-            return evaluation.report
-        console.stage("merging, and proving the merged model")
-        return merge(plan, folder, evaluation, machine=machine, console=console, process=process)
-    finally:
-        process.stop()
+    assert isinstance(plan, LabelledPlan)
+    return ClassifyWork(plan)
 
 
 def _tell(folder: RunDir, console: Console) -> None:
@@ -140,16 +142,14 @@ def _tell(folder: RunDir, console: Console) -> None:
 
 def say_plan(plan: Plan, console: Console) -> None:
     """What was found and decided, and every warning."""
-    checks = plan.preflight
-    rows = ", ".join(f"{count:,} {name}" for name, count in checks.rows.items())
-    console.note(f"{rows} rows; labels {', '.join(plan.labels[:8])}{' …' if len(plan.labels) > 8 else ''}")
+    console.note(plan.summary)
     fixed = [decision for decision in plan.decisions if decision.why == DEFAULT]
     for decision in plan.decisions:
         if decision not in fixed:
             console.note(f"{decision.key} = {decision.value}  ({decision.why})")
     if fixed:
         console.note(f"left out, so default: {', '.join(f'{each.key} {each.value}' for each in fixed)}")
-    for finding in checks.findings:
+    for finding in plan.findings:
         where = f" ({', '.join(finding.rows[:3])}{', …' if len(finding.rows) > 3 else ''})" if finding.rows else ""
         (console.warn if finding.level == "warning" else console.note)(f"{finding.message}{where}")
 

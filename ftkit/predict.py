@@ -14,7 +14,8 @@ from ftkit.models.base import inference_mode, load_classifier, load_tokenizer, w
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
 from ftkit.rundir import RunDir
-from ftkit.tasks.classify import chunks, encode, label_names, probabilities, score
+from ftkit.tasks.batches import chunks
+from ftkit.tasks.classify import encode, label_names, probabilities, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -36,6 +36,7 @@ class TrainSummary:
     """What training took. ``seconds``: from the first batch requested to the last optimiser step, caches included.
 
     Validation and checkpoints are timed beside it. Memory is in MiB; ``peak_gpu_mb`` is null without a GPU.
+    ``loss_moved``: whether the training loss changed more than by chance.
     """
 
     steps: int
@@ -55,6 +56,8 @@ class TrainSummary:
     best_step: int | None
     best_metric: str | None
     best_value: float | None
+    stopped_early: bool = False
+    loss_moved: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,7 @@ class EvalReport:
 
     ``seconds``: what scoring took: ``baseline`` (features for the probe), ``validation`` (the check of the adapter on
     disk, and thresholds) and ``adapter`` (these rows). ``seeds``: metrics of the same training with other seeds.
+    ``unit``: what ``n`` counts, "window" (of text) for a language model.
     """
 
     task: str
@@ -156,6 +160,7 @@ class EvalReport:
     thresholds: tuple[float, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     seeds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    unit: str = "row"
 
 
 def as_json(record: Any) -> Any:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ftkit.errors import MachineError, Problem, RecipeError
-from ftkit.files import sha256_file, write_json, write_text
+from ftkit.files import read_json, sha256_file, write_json, write_text
 
 RUNS = Path("runs")
 _LOCK = ".lock"
@@ -46,6 +46,15 @@ class RunDir:
     @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """A model that was trained from scratch, whole."""
+        return self.folder / "model"
+
+    @property
+    def failed_batch(self) -> Path:
+        return self.folder / "failed_batch.jsonl"
 
     @property
     def predictions(self) -> Path:
@@ -171,6 +180,14 @@ def find_run(text: str) -> RunDir:
     raise RecipeError(
         f"no run {text}", [Problem("", "RUN", f"Give a run's folder, a recipe's name, or name/run-id. {have}")]
     )
+
+
+def task_of(run: RunDir) -> str:
+    """The task of a run's recipe. Raises RecipeError where the run was not planned to its end."""
+    if not run.plan.exists():
+        fix = f"Go on with it first: ftkit run {run.recipe} --out {run.folder} --resume"
+        raise RecipeError(f"{run.folder} has no plan.json", [Problem("", "RUN", fix)])
+    return str(read_json(run.plan)["recipe"]["task"]["type"])
 
 
 def latest_runs(folder: Path) -> list[RunDir]:

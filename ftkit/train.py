@@ -1,4 +1,7 @@
-"""Trains an adapter with transformers' Trainer: checkpoints, validation, resuming, and when memory runs out."""
+"""Trains an adapter, or a model from scratch: checkpoints, validation, resuming, and when memory runs out.
+
+Heads and masked tokens train with transformers' Trainer and a loss of our own, next tokens with TRL's SFTTrainer.
+"""
 
 from __future__ import annotations
 
@@ -13,44 +16,54 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.console import Console
 from ftkit.errors import Interrupted, NotFinite, Problem, TrainingFailed
-from ftkit.files import write_json, writing_folder
+from ftkit.files import write_json, write_jsonl, writing_folder
 from ftkit.interruption import after_the_step
 from ftkit.models.hardware import Machine, peak_gpu_mb, peak_rss_mb, training_dtype
 from ftkit.records import TrainSummary
 from ftkit.rundir import RunDir, read_log
-from ftkit.tasks.classify import Collate, Encoded, TrainingRows
+from ftkit.tasks.batches import Encoded, Rows, TrainingRows
 from ftkit.tasks.section import Train
 from ftkit.train_watch import watcher
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 Validate = Callable[["PreTrainedModel"], dict[str, float]]
 
 
+_MOVED = 0.01  # share by which the loss must have fallen over a training to have moved
+_DECAYING = 0.2  # share of the steps in which the schedule wsd falls (Hu et al. 2024)
+_LISTED = 8  # rows that a message names
+_PARTS = 4  # the first of so many parts of the steps is compared with the last
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that one training needs. ``build`` makes the adapted model anew; ``validate`` scores it, or is None.
+    """All that one training needs. ``build`` makes the model anew; ``validate`` scores it, or is None.
 
-    ``places``: where each of ``rows`` stands, for messages. ``best_by`` names the figure of ``validate`` by which the
-    exported checkpoint is chosen.
+    ``adapted``: the model is a PEFT adapter on its base, and the adapter is what is saved. ``lengths``: tokens of each
+    of ``rows``; ``places``: where row n stands, for messages. ``loss``: None for TRL's own, on next tokens. ``best_by``
+    names the figure of ``validate`` by which the exported checkpoint is chosen, ``lowest`` whether less is better.
     """
 
     build: Callable[[], PreTrainedModel]
-    rows: Sequence[Encoded]
-    places: Sequence[str]
-    loss: Callable[..., Any]
+    adapted: bool
+    rows: Rows
+    lengths: Sequence[int]
+    places: Callable[[int], str]
+    collate: Callable[[Sequence[Encoded]], Any]
+    loss: Callable[..., Any] | None
     validate: Validate | None
     best_by: str
+    lowest: bool
     section: Train
-    pad_token_id: int
-    multi_label: bool
+    tokenizer: PreTrainedTokenizerBase
     lr_ratio: float | None
     converted: bool  # PiSSA: saved as the plain LoRA of twice the rank that it is equal to
 
 
 def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Console, resume: bool) -> TrainSummary:
-    """Trains, and leaves the best checkpoint's adapter in the run's ``adapter/``.
+    """Trains, and leaves the best checkpoint in the run's ``adapter/``, or ``model/`` where no adapter is trained.
 
     Where memory runs out the micro-batch is halved and the effective batch kept. Raises TrainingFailed for a loss that
     is not finite and when a single row does not fit, Interrupted after a signal, with a checkpoint saved.
@@ -83,7 +96,12 @@ class _Training:
         self.best = run.checkpoints / "best"
         self.initial = run.checkpoints / "initial"
         self.best_by = job.best_by
+        self.ordered = TrainingRows(job.rows, job.lengths, job.section.batch_size, seed)
+        self.epoch_steps = math.ceil(len(job.rows) / job.section.batch_size)
+        self.steps = math.ceil(self.epoch_steps * job.section.epochs)
+        self.scored: PreTrainedModel | None = None
         self.best_note: dict[str, Any] = {}
+        self.stopped_early = False
         self.validation_seconds = self.checkpoint_seconds = self.seconds = 0.0
 
     def go(self, *, resume: bool) -> TrainSummary:
@@ -95,6 +113,7 @@ class _Training:
             self.run.forget_checkpoints()
         self._keep_log_up_to(_step_of(checkpoint))
         model = self.job.build()
+        self.scored = self._to_score(model)
         if self.job.converted and not self.initial.exists():
             model.peft_config["default"].init_lora_weights = True
             model.save_pretrained(self.initial)
@@ -102,10 +121,9 @@ class _Training:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         trainer = self._trainer(model)
-        steps = math.ceil(math.ceil(len(self.job.rows) / self.job.section.batch_size) * self.job.section.epochs)
         with (
             after_the_step() as interruption,
-            self.console.progress("step", steps, done=_step_of(checkpoint)) as advance,
+            self.console.progress("step", self.steps, done=_step_of(checkpoint)) as advance,
             self.run.train_log.open("a", encoding="utf-8") as log,
         ):
             trainer.add_callback(watcher(self, interruption, advance, log))
@@ -113,55 +131,94 @@ class _Training:
                 result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except NotFinite as error:
                 raise self.located(error, trainer.state.global_step + 1) from None
-        if interruption.requested and trainer.state.global_step < steps:
-            raise Interrupted(f"stopped at step {trainer.state.global_step} of {steps}; a checkpoint is saved")
+        if interruption.requested and trainer.state.global_step < self.steps:
+            raise Interrupted(f"stopped at step {trainer.state.global_step} of {self.steps}; a checkpoint is saved")
         return self._finish(trainer, result.training_loss)
 
     def located(self, error: TrainingFailed, step: int) -> TrainingFailed:
-        """The error with the step and the rows at which it came."""
-        rows = TrainingRows(self.job.rows, self.job.section.batch_size, self.seed).rows_of_step(step)
-        places = ", ".join(self.job.places[row] for row in rows)
-        return TrainingFailed(
-            f"{error.headline} at step {step}", [*error.problems, Problem("", "rows", f"of that step: {places}")]
+        """The error with the step and the rows at which it came, which are written to failed_batch.jsonl."""
+        rows = self.ordered.rows_of_step(step)
+        write_jsonl(
+            self.run.failed_batch,
+            ({"step": step, "where": self.job.places(row), **_plain(self.job.rows[row])} for row in rows),
         )
+        places = ", ".join(self.job.places(row) for row in rows[:_LISTED]) + (", …" if len(rows) > _LISTED else "")
+        written = f"of that step: {places}. They are written to {self.run.failed_batch}."
+        return TrainingFailed(f"{error.headline} at step {step}", [*error.problems, Problem("", "rows", written)])
+
+    def marks(self) -> frozenset[int]:
+        """The steps after which the validation rows are scored: evenly spread over each epoch, and the last."""
+        parts = self.job.section.validations
+        ends = {round(self.epoch_steps * part / parts) for part in range(1, parts + 1)} - {0}
+        epochs = range(math.ceil(self.job.section.epochs))
+        return frozenset({epoch * self.epoch_steps + end for epoch in epochs for end in ends} | {self.steps})
+
+    def _to_score(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model beneath the wrapper in which accelerate computes in bfloat16: scores are float32 everywhere.
+
+        An adapted model has its base for that. One from scratch gets a twin that shares its weights.
+        """
+        if self.job.adapted:
+            found: PreTrainedModel = model.get_base_model()
+            return found
+        twin = self.job.build()
+        twin.load_state_dict(model.state_dict(), assign=True)
+        twin.tie_weights()
+        return twin
 
     def _trainer(self, model: PreTrainedModel) -> Trainer:
+        from datasets import Dataset
         from transformers import PrinterCallback, Trainer, TrainingArguments
 
         section = self.job.section
-        steps = math.ceil(math.ceil(len(self.job.rows) / section.batch_size) * section.epochs)
-        arguments = TrainingArguments(
-            output_dir=str(self.run.checkpoints),
-            num_train_epochs=section.epochs,
-            per_device_train_batch_size=self.micro,
-            gradient_accumulation_steps=self.accumulate,
-            learning_rate=section.learning_rate,
-            lr_scheduler_type=section.schedule if section.schedule != "constant" else "constant_with_warmup",
-            warmup_steps=math.ceil(steps * section.warmup),
-            weight_decay=section.weight_decay,
-            bf16=str(training_dtype(section.precision, self.machine)) == "torch.bfloat16",
-            use_cpu=self.machine.device == "cpu",
-            dataloader_pin_memory=self.machine.device != "cpu",
-            train_sampling_strategy="sequential",
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            save_total_limit=1,
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            seed=self.seed,
-        )
-        trainer = Trainer(
-            model,
-            arguments,
-            train_dataset=TrainingRows(self.job.rows, section.batch_size, self.seed),
-            data_collator=Collate(self.job.pad_token_id, self.job.multi_label),
-            compute_loss_func=self.job.loss,
-            optimizers=(self._optimiser(model), None),
-        )
+        settings: dict[str, Any] = {
+            "output_dir": str(self.run.checkpoints),
+            "num_train_epochs": section.epochs,
+            "per_device_train_batch_size": self.micro,
+            "gradient_accumulation_steps": self.accumulate,
+            "learning_rate": section.learning_rate,
+            "warmup_steps": math.ceil(self.steps * section.warmup),
+            **_schedule(section, self.steps),
+            "weight_decay": section.weight_decay,
+            "bf16": str(training_dtype(section.precision, self.machine)) == "torch.bfloat16",
+            "use_cpu": self.machine.device == "cpu",
+            "dataloader_pin_memory": self.machine.device != "cpu",
+            "train_sampling_strategy": "sequential",
+            "gradient_checkpointing": False,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "no",
+            "save_total_limit": 1,
+            "report_to": [],
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+            "seed": self.seed,
+        }
+        given: dict[str, Any] = {
+            "model": model,
+            # TRL takes nothing but a Dataset: it holds positions, and the rows come from ``ordered``.
+            "train_dataset": Dataset.from_dict({"position": range(len(self.job.rows))}),
+            "data_collator": self._collate,
+            "optimizers": (self._optimiser(model), None),
+        }
+        if self.job.loss is None:
+            from trl.trainer.sft_config import SFTConfig
+            from trl.trainer.sft_trainer import SFTTrainer
+
+            # The rows are token ids that ftkit made and counted: TRL has nothing to prepare, cut or drop.
+            arguments = SFTConfig(**settings, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+            trainer: Trainer = SFTTrainer(args=arguments, processing_class=self.job.tokenizer, **given)
+        else:
+            trainer = Trainer(args=TrainingArguments(**settings), compute_loss_func=self.job.loss, **given)
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+    def _collate(self, items: Sequence[dict[str, int]]) -> Any:
+        return self.job.collate([self.ordered[item["position"]] for item in items])
+
+    def begin_epoch(self, step: int) -> None:
+        """Arranges the rows for the epoch that goes on after ``step``."""
+        self.ordered.set_epoch(step // self.epoch_steps)
 
     def _optimiser(self, model: PreTrainedModel) -> Any:
         """LoRA+'s optimiser, or None for the Trainer's own AdamW."""
@@ -180,25 +237,35 @@ class _Training:
         )
 
     def validate(self, model: PreTrainedModel, step: int, epoch: float) -> dict[str, Any] | None:
-        """Scores the validation rows, and keeps the adapter where it is the best so far."""
-        if self.job.validate is None:
+        """Scores the validation rows, and keeps the model where it is the best so far."""
+        if self.job.validate is None or self.scored is None:
             return None
         started = time.perf_counter()
-        # Beneath the wrapper in which accelerate computes in bfloat16: a score is float32 wherever it is taken.
-        figures = self.job.validate(model.get_base_model())
+        figures = self.job.validate(self.scored)
         best_file = self.run.checkpoints / "best.json"
         if not self.best_note and best_file.exists():
             self.best_note = json.loads(best_file.read_text(encoding="utf-8"))
-        better = not self.best_note or figures[self.job.best_by] > self.best_note["value"]
+        value = figures[self.job.best_by]
+        before = self.best_note.get("value")
+        better = before is None or (value < before if self.job.lowest else value > before)
         if better:
             self.save(model, self.best)
-            self.best_note = {"step": step, "value": figures[self.job.best_by]}
+            self.best_note = {"step": step, "value": value}
             write_json(best_file, self.best_note)
         self.validation_seconds += time.perf_counter() - started
         return {"step": step, "epoch": epoch, "valid": figures, "best": better}
 
+    def out_of_patience(self) -> bool:
+        """Whether so many validations as the recipe allows have passed since the best one."""
+        patience = self.job.section.patience
+        if patience is None:
+            return False
+        validations = [bool(row["best"]) for row in read_log(self.run.train_log) if "valid" in row]
+        self.stopped_early = len(validations) > patience and not any(validations[-patience:])
+        return self.stopped_early
+
     def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """Writes the adapter as plain PEFT."""
+        """Writes the adapter as plain PEFT, or the whole model."""
         with writing_folder(folder) as fresh:
             if self.job.converted:
                 model.save_pretrained(fresh, path_initial_model_for_weight_conversion=str(self.initial))
@@ -216,10 +283,16 @@ class _Training:
         model = trainer.model
         if not self.best.exists():
             self.save(model, self.best)
-        self.best.replace(self.run.adapter)
+        self.best.replace(self.run.adapter if self.job.adapted else self.run.model)
         losses = [float(str(row["loss"])) for row in read_log(self.run.train_log) if "loss" in row]
         epochs = trainer.state.epoch or 0.0
-        tokens = round(sum(len(row["input_ids"]) for row in self.job.rows) * epochs)
+        tokens = round(sum(self.job.lengths) * epochs)
+        moved = _moved(losses)
+        if not moved:
+            self.console.warn(
+                "the loss did not move: it was as high at the end as at the start. Raise train.learning_rate, and look "
+                "at what is trained: ftkit check"
+            )
         return TrainSummary(
             steps=trainer.state.global_step,
             epochs=round(epochs, 4),
@@ -238,7 +311,35 @@ class _Training:
             best_step=self.best_note.get("step"),
             best_metric=self.job.best_by if self.best_note else None,
             best_value=self.best_note.get("value"),
+            stopped_early=self.stopped_early,
+            loss_moved=moved,
         )
+
+
+def _schedule(section: Train, steps: int) -> dict[str, Any]:
+    """The schedule in transformers' words."""
+    match section.schedule:
+        case "constant":
+            return {"lr_scheduler_type": "constant_with_warmup"}
+        case "wsd":
+            decay = {"num_decay_steps": max(1, round(steps * _DECAYING)), "min_lr_ratio": 0.0}
+            return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": decay}
+        case _:
+            return {"lr_scheduler_type": section.schedule}
+
+
+def _moved(losses: Sequence[float]) -> bool:
+    """Whether the mean loss of the last quarter of the steps is below that of the first; true of too few to tell."""
+    part = len(losses) // _PARTS
+    if part < 2:
+        return True
+    first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+    return last < first * (1 - _MOVED)
+
+
+def _plain(row: Encoded) -> dict[str, Any]:
+    """A row as JSON can hold it."""
+    return {name: value for name, value in row.items() if isinstance(value, list | int | float | str)}
 
 
 def _add_head(model: PreTrainedModel, file: Path) -> None:

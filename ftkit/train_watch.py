@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from ftkit.console import Console
 from ftkit.errors import Problem, TrainingFailed
 from ftkit.interruption import Interruption
-from ftkit.tasks.classify import NOT_FINITE
+from ftkit.tasks.batches import NOT_FINITE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,14 +27,22 @@ class Training(Protocol):
     seconds: float
     checkpoint_seconds: float
 
+    def begin_epoch(self, step: int) -> None: ...
+
+    def marks(self) -> frozenset[int]: ...
+
     def validate(self, model: PreTrainedModel, step: int, epoch: float) -> dict[str, Any] | None: ...
+
+    def out_of_patience(self) -> bool: ...
 
     def located(self, error: TrainingFailed, step: int) -> TrainingFailed: ...
 
 
 def watcher(training: Training, interruption: Interruption, advance: Callable[..., None], log: IO[str]) -> Any:
-    """The callback that logs each step, validates after each epoch, asks for checkpoints, and heeds a signal."""
+    """The callback that logs each step, validates when it is due, asks for checkpoints, and heeds a signal."""
     from transformers import TrainerCallback
+
+    marks = training.marks()
 
     class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no type information here
         started = saved = asked = 0.0
@@ -49,6 +57,9 @@ def watcher(training: Training, interruption: Interruption, advance: Callable[..
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = self.saved = time.perf_counter()
 
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            training.begin_epoch(state.global_step)
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             training.seconds = self._elapsed()
             advance(1, self.status)
@@ -58,31 +69,34 @@ def watcher(training: Training, interruption: Interruption, advance: Callable[..
             elif self.asked - self.saved > _SECONDS_BETWEEN_CHECKPOINTS:
                 control.should_save = True
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if logs and "loss" in logs:
-                if not math.isfinite(logs["grad_norm"]):
-                    failed = TrainingFailed(f"the gradient is {logs['grad_norm']}", [Problem("", "train", NOT_FINITE)])
-                    raise training.located(failed, state.global_step)
-                names = ("loss", "learning_rate", "grad_norm")
-                row = {
-                    "step": state.global_step,
-                    "epoch": round(state.epoch, 4),
-                    **{name: logs[name] for name in names},
-                }
-                _append(log, {**row, "seconds": round(training.seconds, 3)})
-                self.status = f"loss {logs['loss']:.3f}"
-
-        def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            if self.stopped:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **kwargs: Any
+        ) -> None:
+            if not logs or "loss" not in logs:
                 return
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(logs[name]):
+                    what = f"the {'gradient' if name == 'grad_norm' else name} is {logs[name]}"
+                    raise training.located(TrainingFailed(what, [Problem("", "train", NOT_FINITE)]), state.global_step)
+            row = {"step": state.global_step, "epoch": round(state.epoch, 4)}
+            row |= {name: logs[name] for name in ("loss", "learning_rate", "grad_norm")}
+            _append(log, {**row, "seconds": round(training.seconds, 3)})
+            self.status = f"loss {logs['loss']:.3f}"
+            if state.global_step in marks and not self.stopped:
+                self._validate(state, control, model)
+
+        def _validate(self, state: Any, control: Any, model: Any) -> None:
             before = time.perf_counter()
             row = training.validate(model, state.global_step, round(state.epoch, 4))
             if row:
                 _append(log, row)
                 training.console.note(_said(row, training.best_by))
+                if training.out_of_patience():
+                    training.console.note("no better for as long as train.patience allows: training ends here")
+                    control.should_training_stop = True
             self.asked = time.perf_counter()
             self.paused += self.asked - before
-            control.should_save = state.global_step < state.max_steps
+            control.should_save = state.global_step < state.max_steps and not control.should_training_stop
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.saved = time.perf_counter()

@@ -17,6 +17,16 @@ settings.register_profile("ci", derandomize=True)
 if "CI" in os.environ:
     settings.load_profile("ci")
 
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Corpora that tests read are kept in a folder of the session, for the commands that they start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FTKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 GOOD = ["great", "lovely", "superb", "delightful", "fine"]
 BAD = ["awful", "dreadful", "boring", "broken", "poor"]
 THINGS = ["film", "phone", "soup", "app", "plot", "screen", "waiter", "menu"]

@@ -1,59 +1,14 @@
-"""The loss, the order of training rows, and the label weights."""
+"""The loss, the label weights, and what a batch holds."""
 
 from __future__ import annotations
 
-import random
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ftkit.errors import TrainingFailed
-from ftkit.tasks.classify import Collate, TrainingRows, loss_function, weights_of
-
-
-def rows(count: int) -> list[dict]:
-    chance = random.Random(0)
-    return [{"input_ids": [number] * chance.randint(1, 60)} for number in range(count)]
-
-
-@pytest.mark.parametrize("count", [1, 7, 8, 400, 403, 1001])
-def test_each_epoch_visits_every_row_once(count):
-    made = TrainingRows(rows(count), 8, seed=3)
-    for epoch in range(3):
-        made.set_epoch(epoch)
-        assert sorted(made[position]["input_ids"][0] for position in range(count)) == list(range(count))
-
-
-def test_batches_hold_rows_of_like_length_in_an_order_that_seed_and_epoch_decide():
-    source = rows(1000)
-    made = TrainingRows(source, 8, seed=3)
-    lengths = [len(made[position]["input_ids"]) for position in range(1000)]
-    padded = sum(8 * max(lengths[at : at + 8]) for at in range(0, 1000, 8))
-    assert padded < 1.05 * sum(lengths)
-    assert max(lengths[:8]) == max(lengths)
-    order = [row["input_ids"][0] for row in map(made.__getitem__, range(1000))]
-    made.set_epoch(1)
-    second = [row["input_ids"][0] for row in map(made.__getitem__, range(1000))]
-    assert second != order
-    again = TrainingRows(source, 8, seed=3)
-    again.set_epoch(1)
-    assert [row["input_ids"][0] for row in map(again.__getitem__, range(1000))] == second
-
-
-def test_the_order_is_found_in_few_looks_at_each_row():
-    """Each row's length is asked for a few dozen times at most, however many rows there are."""
-
-    class Counted(list):
-        looks = 0
-
-        def __len__(self):
-            Counted.looks += 1
-            return super().__len__()
-
-    source = [{"input_ids": Counted(row["input_ids"])} for row in rows(20_000)]
-    TrainingRows(source, 8, seed=3)
-    assert Counted.looks < 40 * len(source)
+from ftkit.tasks.classify import Collate, loss_function, weights_of
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

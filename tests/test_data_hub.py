@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ftkit.data.hub import HubId, hub_rows
-from ftkit.errors import DataError
+from ftkit.errors import DataError, MachineError
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,45 @@ def test_class_numbers_become_names():
     ]
 
 
+def test_a_streamed_data_set_gives_the_same_rows():
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+    dataset = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 0]}, features=features)
+    assert list(hub_rows(dataset.to_iterable_dataset(), "org/name")) == list(hub_rows(dataset, "org/name"))
+
+
+def test_a_stream_is_read_as_its_rows_are_taken_and_its_breaks_are_told():
+    """Of a stream without features the values stay as they are."""
+    from datasets import IterableDataset
+
+    def rows():
+        yield {"text": "a", "label": 1}
+        raise ConnectionError("the line is dead")
+
+    taken = hub_rows(IterableDataset.from_generator(rows), "org/name")
+    assert dict(next(taken).values) == {"text": "a", "label": 1}
+    with pytest.raises(MachineError, match="org/name is no local path, and the hub cannot be reached"):
+        next(taken)
+
+
 def test_an_empty_data_set_is_refused():
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-    with pytest.raises(DataError, match="there is no row in it"):
-        list(hub_rows(Dataset.from_dict({"text": []}), "org/name"))
+    for dataset in (Dataset.from_dict({"text": []}), IterableDataset.from_generator(lambda: iter(()))):
+        with pytest.raises(DataError, match="there is no row in it"):
+            list(hub_rows(dataset, "org/name"))
 
 
-def test_offline_is_a_clean_refusal(tmp_path):
+@pytest.mark.parametrize("stream", [False, True])
+def test_offline_is_a_clean_refusal(tmp_path, stream):
     """In a process of its own: the libraries read HF_HUB_OFFLINE when they are imported."""
     code = (
         "from pathlib import Path\n"
         "from ftkit.data.source import read_rows\n"
         "from ftkit.errors import MachineError\n"
         "try:\n"
-        "    list(read_rows('org/name:test', Path('.')))\n"
+        f"    list(read_rows('org/name:test', Path('.'), stream={stream}))\n"
         "except MachineError as error:\n"
         "    print(error)\n"
         "    raise SystemExit(error.exit_code)\n"

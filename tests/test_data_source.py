@@ -167,8 +167,8 @@ BROKEN = [
     ("a.json", '[{"a": 1}, 7]', '  row 2   this is a number, not an object. Write {"text": …, "label": …}.'),
     ("a.json", '{"a": 1}\n{"a": 2}', "  line 2   not JSON: Extra data at column 1. One object a line is JSON Lines: name the file .jsonl."),
     ("a.json", '[{"a": 1},\n]', "  line 1   not JSON: Illegal trailing comma before end of array at column 10."),
-    ("a.txt", "x", "  the suffix .txt is not known. Accepted: .csv, .tsv, .json, .jsonl, .ndjson, .parquet, text ones also with .gz."),
-    ("data", "x", "  the suffix (none) is not known. Accepted: .csv, .tsv, .json, .jsonl, .ndjson, .parquet, text ones also with .gz."),
+    ("a.log", "x", "  the suffix .log is not known. Accepted: .csv, .tsv, .json, .jsonl, .ndjson, .parquet, .txt, .md, text ones also with .gz or .zst."),
+    ("data", "x", "  the suffix (none) is not known. Accepted: .csv, .tsv, .json, .jsonl, .ndjson, .parquet, .txt, .md, text ones also with .gz or .zst."),
 ]  # fmt: skip
 
 

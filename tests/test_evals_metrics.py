@@ -85,7 +85,7 @@ def slow_ece(references, probabilities):
 
 CASES = [
     pytest.param(name, make, labels, absent, id=f"{name}-{make.__name__}-{labels}-without-{len(absent)}")
-    for name in get_args(section.MetricName)
+    for name in section.METRICS_OF["classify"]
     for make, labels, absent in [
         *((single_label, *case) for case in [(2, ()), (2, (1,)), (3, ()), (3, (2,)), (4, ()), (5, (0, 4))]),
         *((multi_label, *case) for case in [(2, ()), (3, (1,)), (5, ())] if name not in section.SINGLE_LABEL_ONLY),
@@ -122,7 +122,7 @@ def test_compute_resample_and_sklearn_agree(load, average, name, make, labels, a
         assert np.isnan(value) if explicit is None else value == pytest.approx(explicit, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", get_args(section.MetricName))
+@pytest.mark.parametrize("name", section.METRICS_OF["classify"])
 def test_a_metric_does_not_depend_on_the_order_of_the_rows(load, name):
     rows = single_label(1, 3)
     order = np.random.default_rng(0).permutation(60)

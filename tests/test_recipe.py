@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkit.errors import Problem, RecipeError
+from ftkit.evals.section import METRICS_OF
 from ftkit.files import sha256_text
 from ftkit.recipe.editor import json_schema
-from ftkit.recipe.keys import SYNONYMS
 from ftkit.recipe.load import LoadedRecipe, load
 from ftkit.recipe.messages import recipe_keys
+from ftkit.recipe.synonyms import SYNONYMS
 from ftkit.recipe.yaml12 import Unreadable, read_text, resolve
 
 MINIMAL = """\
@@ -105,7 +106,8 @@ def one(section: str, line: str, subject: str, message: str, place: str = "line 
 
 ADAPTER_KEYS = "Keys here: alpha, dora, dropout, init, lr_ratio, preset, quantize, r, rslora, targets, type."
 TRAIN_KEYS = (
-    "Keys here: batch_size, epochs, learning_rate, max_length, precision, schedule, seed, seeds, warmup, weight_decay."
+    "Keys here: batch_size, epochs, learning_rate, max_length, patience, precision, schedule, seed, seeds, "
+    "validations, warmup, weight_decay."
 )
 TOP_KEYS = "Keys here: adapter, base, data, eval, gate, merge, name, task, train."
 PRESETS = "Presets: dora, ia3, lora, loraplus, pissa, qlora, rslora."
@@ -121,14 +123,10 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
         one("task", "task: {type: classify, labels: [a, ~]}", "task.labels[1]", "got nothing. Write text."),
         one("task", "task: {type: classify, labels: [a]}", "task.labels", "got [a]. Write a list of at least 2 texts."),
         one("task", "task: {type: classify, labels: a}", "task.labels", "got 'a'. Write a list of at least 2 texts."),
-        one("task", "task: {type: clasify}", "task.type", "got 'clasify'. Did you mean classify? Choices: classify."),
+        one("task", "task: {type: clasify}", "task.type", "got 'clasify'. Did you mean classify? Choices: classify, pretrain."),
         one("task", "task: {}", "task.type", 'missing. Write a line such as "type: classify".'),
-        one(
-            "task",
-            "task: classify",
-            "task",
-            "got 'classify'. Write keys and values (keys: class_weights, label_smoothing, labels, multi_label, type).",
-        ),
+        one("task", "task: classify", "task", "got 'classify'. Write {type: classify}."),
+        one("task", "task: [a]", "task", "got [a]. Write {type: classify} or {type: pretrain}."),
         one(
             "task",
             "task: {type: classify, class_weights: balnced}",
@@ -179,7 +177,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
         one("base", "base: 3", "base", 'got 3. Write "3" in quotes.'),
         one("base", "base: a b", "base", f"got 'a b'. {HUB_ID}"),
         one("base", "base: {model: org/x@}", "base.model", f"got 'org/x@'. {HUB_ID}"),
-        one("base", "base: [a]", "base", "got [a]. Write text or keys and values (keys: model, trust_remote_code)."),
+        one("base", "base: [a]", "base", "got [a]. Write text or {model: …} or {init: …}."),
         one(
             "base",
             "base: {trust_remote_code: true}",
@@ -193,7 +191,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "unknown key. Did you mean model? Keys here: model, trust_remote_code.",
         ),
         one("data", "data: {train: 5}", "data.train", 'got 5. Write "5" in quotes.'),
-        one("data", "data: {train: []}", "data.train", "got []. Write text or a list of texts."),
+        one("data", "data: {train: []}", "data.train", "got []. Write text or {docstrings: …} or a list of these, at least one."),
         one("data", "data: {train: [a.csv, 5]}", "data.train[1]", 'got 5. Write "5" in quotes.'),
         one("data", "data: {}", "data.train", 'missing. Write a line such as "train: data/train.csv".'),
         one("data", "data: {train: a.csv, valid: ten%}", "data.valid", "got 'ten%'. Write a percentage such as 10%."),
@@ -305,15 +303,15 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "train",
             "train:",
             "train",
-            "got nothing. Write keys and values (keys: batch_size, epochs, learning_rate, "
-            "max_length, precision, schedule, seed, seeds, warmup, weight_decay), or remove the key.",
+            "got nothing. Write keys and values (keys: batch_size, epochs, learning_rate, max_length, patience, "
+            "precision, schedule, seed, seeds, validations, warmup, weight_decay), or remove the key.",
             "line 6",
         ),
         one(
             "train",
             "train: {schedule: cosin}",
             "train.schedule",
-            "got 'cosin'. Did you mean cosine? Choices: constant, cosine, linear.",
+            "got 'cosin'. Did you mean cosine? Choices: constant, cosine, inverse_sqrt, linear, wsd.",
             "line 6",
         ),
         one("seed", "seed: 3", "seed", f"unknown key. Did you mean train.seed? {TOP_KEYS}", "line 6"),
@@ -705,7 +703,7 @@ def test_every_required_key_has_an_example() -> None:
 
 def test_synonyms_lead_to_keys() -> None:
     names = {step for path in recipe_keys().paths for step in path}
-    assert set(SYNONYMS.values()) <= names | {"min", "max"}
+    assert set(SYNONYMS.values()) <= names | {"min", "max", *METRICS_OF["classify"], *METRICS_OF["pretrain"]}
     assert not {word for word, key in SYNONYMS.items() if word == key}
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from ftkit.console import Console
 from ftkit.data.checks import Preflight
+from ftkit.data.lengths import Lengths
 from ftkit.pipeline import say_plan
-from ftkit.plan import Plan, make_plan
+from ftkit.plan.labelled import LabelledPlan
+from ftkit.plan.make import make_plan
+from ftkit.plan.text import TextPlan
 from ftkit.recipe.load import load
 
 _BAR = 40
@@ -22,8 +25,39 @@ def check_recipe(recipe: Path, overrides: Sequence[str], *, json: bool) -> None:
         console.json(plan.document(None, None))
         return
     say_plan(plan, console)
-    found = (*_rows(plan.preflight), *_leakage(plan.preflight), *_lengths(plan))
+    found: list[str] = []
+    if isinstance(plan, LabelledPlan):
+        found += _of_rows(plan)
+    elif isinstance(plan, TextPlan):
+        found += _of_texts(plan)
     console.result("\n".join([f"{recipe} holds.", *found, f"Next: ftkit run {recipe}"]))
+
+
+def _of_rows(plan: LabelledPlan) -> Iterator[str]:
+    yield from _rows(plan.preflight)
+    yield from _leakage(plan.preflight)
+    lengths = plan.preflight.lengths
+    if not lengths:
+        yield f"  the base has no tokenizer.json to count tokens with; rows are cut at {plan.max_length}"
+        return
+    yield f"  tokens of the train rows (longest {lengths['train'].longest:,}, mean {lengths['train'].mean:g})"
+    yield from _histogram(lengths["train"])
+    cut = ", ".join(f"{count:,} of {split}" for split, count in plan.preflight.truncated.items())
+    yield f"  rows longer than {plan.max_length} tokens, which are cut: {cut}"
+
+
+def _of_texts(plan: TextPlan) -> Iterator[str]:
+    for side, documents in plan.corpus.named().items():
+        yield f"  {side:6} {len(documents):>8,} documents   {documents.bytes:>13,} bytes"
+    for step in plan.corpus.steps:
+        yield f"  cleaning: {step.step}: {step.changed:,} changed, {step.dropped:,} left out"
+    if plan.lengths is None:
+        yield "  the tokenizer is trained in the run: tokens cannot be counted yet"
+        return
+    counted = f"{plan.lengths.rows:,} train documents"
+    yield f"  tokens of {counted} (longest {plan.lengths.longest:,}, mean {plan.lengths.mean:g})"
+    yield from _histogram(plan.lengths)
+    yield f"  cut into pieces of {plan.max_length} tokens at most; nothing is left out"
 
 
 def _rows(checks: Preflight) -> Iterator[str]:
@@ -38,16 +72,8 @@ def _leakage(checks: Preflight) -> Iterator[str]:
         yield f"  {leak.split} rows that stand in {leak.within}: {leak.exact:,} word for word, {leak.near:,} nearly"
 
 
-def _lengths(plan: Plan) -> Iterator[str]:
-    """The histogram of the train rows' tokens, and how many rows of each split are cut."""
-    lengths = plan.preflight.lengths
-    if not lengths:
-        yield f"  the base has no tokenizer.json to count tokens with; rows are cut at {plan.max_length}"
-        return
-    most = max(rows for _, rows in lengths["train"].histogram)
-    yield f"  tokens of the train rows (longest {lengths['train'].longest:,}, mean {lengths['train'].mean:g})"
-    for upto, rows in lengths["train"].histogram:
+def _histogram(lengths: Lengths) -> Iterator[str]:
+    most = max(rows for _, rows in lengths.histogram)
+    for upto, rows in lengths.histogram:
         bar = "▇" * round(_BAR * rows / most) or ("▏" if rows else "")
         yield f"  up to {upto:>6,} {rows:>8,}   {bar}".rstrip()
-    cut = ", ".join(f"{count:,} of {split}" for split, count in plan.preflight.truncated.items())
-    yield f"  rows longer than {plan.max_length} tokens, which are cut: {cut}"

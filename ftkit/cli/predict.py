@@ -17,7 +17,8 @@ from ftkit.data.source import read_rows
 from ftkit.errors import DataError, Problem, RecipeError
 from ftkit.files import writing
 from ftkit.models.hardware import inspect_machine, settle_environment
-from ftkit.rundir import find_run
+from ftkit.report import untrusted
+from ftkit.rundir import RunDir, find_run, task_of
 
 Row = dict[str, Any]
 
@@ -25,7 +26,7 @@ Row = dict[str, Any]
 def predict_texts(
     run: str, texts: list[str], file: Path | None, out: Path | None, column: str | None, *, json: bool
 ) -> None:
-    """Labels texts from the command line, a file or stdin, and writes JSON lines or CSV; constant memory.
+    """Labels or continues texts from the command line, a file or stdin: JSON lines or CSV, in constant memory.
 
     Raises RecipeError for options that contradict each other, DataError for input that cannot be read.
     """
@@ -39,14 +40,24 @@ def predict_texts(
     source = iter(texts) if texts else _begun(_from_file(file, column)) if file else _from_stdin()
     settle_environment()
     from ftkit.models.base import quiet_libraries
-    from ftkit.predict import load_predictor
 
     quiet_libraries()
-    rows = load_predictor(found, inspect_machine()).predict(source)
+    rows = _answers(found, source)
     if out is not None:
         _to_file(rows, out)
     else:
         _to_stdout(rows, Console(), as_json=json)
+
+
+def _answers(run: RunDir, texts: Iterable[str]) -> Iterator[Row]:
+    """What the run's model says to each text: labels with their scores, or how the text goes on."""
+    if task_of(run) == "classify":
+        from ftkit.predict import load_predictor
+
+        return load_predictor(run, inspect_machine()).predict(texts)
+    from ftkit.generate import load_generator
+
+    return load_generator(run, inspect_machine()).predict(texts)
 
 
 def _begun(texts: Iterator[str]) -> Iterator[str]:
@@ -94,9 +105,11 @@ def _csv_writer(file: Any) -> Callable[[Row], None]:
     def write(row: Row) -> None:
         nonlocal begun
         if not begun:
-            writer.writerow(["input", "prediction", *row["scores"]])
+            writer.writerow(["input", "prediction", *row.get("scores", {})])
             begun = True
-        writer.writerow([row["input"], "|".join(row["prediction"]), *row["scores"].values()])
+        answer = row["prediction"]
+        said = answer if isinstance(answer, str) else "|".join(answer)
+        writer.writerow([row["input"], said, *row.get("scores", {}).values()])
 
     return write
 
@@ -105,6 +118,9 @@ def _to_stdout(rows: Iterable[Row], console: Console, *, as_json: bool) -> None:
     for row in rows:
         if as_json:
             console.result(jsonlib.dumps(row, ensure_ascii=False))
+            continue
+        if "scores" not in row:
+            console.result(untrusted.visible(row["prediction"]))
             continue
         best = ", ".join(row["prediction"]) or "(no label)"
         scores = "  ".join(f"{label} {share:.3f}" for label, share in row["scores"].items())

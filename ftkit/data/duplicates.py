@@ -22,9 +22,9 @@ from ftkit.records import Example
 
 NEAR = 0.8
 FEWEST_WORDS = 5
-_BANDS = 32
-_PERMUTATIONS = 8 * _BANDS
-_SEED = 42
+BANDS = 32
+PERMUTATIONS = 8 * BANDS
+SEED = 42
 _CHUNK = 2048
 _ROUNDING = 1e-6
 # Thai to Myanmar, kana, and the ideographs, where a character is counted as a word; Korean has spaces.
@@ -73,30 +73,31 @@ def near_matches(rows: Sequence[Example], others: Iterable[Example]) -> list[Mat
     """
     from rensa import RMinHash, RMinHashLSH
 
-    words = {key: found for key, row in enumerate(rows) if len(found := _words(row.text)) >= FEWEST_WORDS}
-    if not words:
+    sets = {key: found for key, row in enumerate(rows) if len(found := words(row.text)) >= FEWEST_WORDS}
+    if not sets:
         return []
-    index = RMinHashLSH(NEAR, _PERMUTATIONS, _BANDS)
-    hashes = RMinHash.from_token_sets(list(words.values()), _PERMUTATIONS, _SEED)
-    index.insert_pairs(list(zip(words, hashes, strict=True)))
-    signatures = {key: _signature(found) for key, found in words.items()}
+    index = RMinHashLSH(NEAR, PERMUTATIONS, BANDS)
+    hashes = RMinHash.from_token_sets(list(sets.values()), PERMUTATIONS, SEED)
+    index.insert_pairs(list(zip(sets, hashes, strict=True)))
+    signatures = {key: _signature(found) for key, found in sets.items()}
     matches: dict[int, Match] = {}
-    for chunk in _chunks((other, found) for other in others if len(found := _words(other.text)) >= FEWEST_WORDS):
-        hashes = RMinHash.from_token_sets([found for _, found in chunk], _PERMUTATIONS, _SEED)
+    for chunk in _chunks((other, found) for other in others if len(found := words(other.text)) >= FEWEST_WORDS):
+        hashes = RMinHash.from_token_sets([found for _, found in chunk], PERMUTATIONS, SEED)
         for (other, found), keys in zip(chunk, index.query_all(hashes), strict=True):
             # Rows made from one template are all candidates of each other: millions of pairs that differ in few words.
             # The signatures put most of them aside, and no pair at the threshold, in a fraction of the time.
             signature, differing = _signature(found), int(len(found) * (1 - NEAR) / NEAR + _ROUNDING)
             close = [key for key in keys if (signatures[key] ^ signature).bit_count() <= differing]
             for key in close:
-                similarity = _jaccard(words[key], found)
+                similarity = _jaccard(sets[key], found)
                 if key not in matches and similarity >= NEAR:
                     matches[key] = Match(rows[key], other, similarity, exact=False)
                     index.remove(key)
     return [matches[key] for key in sorted(matches)]
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The different words of a text in normal form."""
     return frozenset(_WORD.findall(normalised(text)))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftkit.data.rows import Place, RawRow, data_error
 from ftkit.errors import DataError, MachineError, Problem
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 _HUB_ID = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.\[\]%:+-]+))?"
@@ -31,23 +32,35 @@ class HubId(NamedTuple):
         return cls(match["name"], match["config"], match["split"]) if match else None
 
 
-def read_hub(hub_id: HubId, shown: str, *, default_split: str) -> Iterator[RawRow]:
+def read_hub(hub_id: HubId, shown: str, *, default_split: str, stream: bool = False) -> Iterator[RawRow]:
     """The rows of one split of a data set; class numbers become class names.
 
+    ``stream``: the rows are read over the network as they are taken, and nothing is kept on disk.
     Raises MachineError where the hub cannot be reached or has no such data set, DataError where the data set has no
     such split or configuration, or no row.
     """
-    return hub_rows(_load(hub_id, shown, hub_id.split or default_split), shown)
+    return hub_rows(_load(hub_id, shown, hub_id.split or default_split, stream), shown)
 
 
-def hub_rows(dataset: Dataset, shown: str) -> Iterator[RawRow]:
-    """The rows of a loaded data set, counted from 1, with the names of ClassLabel columns instead of numbers."""
-    if not len(dataset):
-        raise data_error(shown, [Problem("", "", "there is no row in it. Choose another split.")])
-    names = {column: decode for column, feature in dataset.features.items() if (decode := _class_names(feature))}
-    for number, values in enumerate(dataset, 1):
+def hub_rows(dataset: Dataset | IterableDataset, shown: str) -> Iterator[RawRow]:
+    """The rows of a loaded or streamed data set, counted from 1, with the names of ClassLabel columns for numbers.
+
+    A streamed data set that does not say its features (text files, JSON) has no class names: its values stay.
+    """
+    features = dataset.features or {}
+    names = {column: decode for column, feature in features.items() if (decode := _class_names(feature))}
+    number = 0
+    for number, values in enumerate(_taken(dataset, shown), 1):
         decoded = {column: names[column](value) if column in names else value for column, value in values.items()}
         yield RawRow(Place(shown, "row", number), decoded)
+    if not number:
+        raise data_error(shown, [Problem("", "", "there is no row in it. Choose another split.")])
+
+
+def _taken(dataset: Dataset | IterableDataset, shown: str) -> Iterator[dict[str, Any]]:
+    # A stream meets the network, and broken files, as late as here.
+    with _told(shown):
+        yield from dataset
 
 
 def _class_names(feature: Any) -> Callable[[Any], Any] | None:
@@ -62,14 +75,22 @@ def _class_names(feature: Any) -> Callable[[Any], Any] | None:
     return None
 
 
-def _load(hub_id: HubId, shown: str, split: str) -> Dataset:
+def _load(hub_id: HubId, shown: str, split: str, stream: bool) -> Dataset | IterableDataset:
     try:
         from datasets import load_dataset
-        from datasets.exceptions import DatasetNotFoundError, DatasetsError
     except ImportError as error:
         raise MachineError(f"{shown} is a hub id, which needs datasets. Install it: pip install datasets") from error
+    with _told(shown):
+        return load_dataset(hub_id.name, hub_id.config, split=split, streaming=stream)
+
+
+@contextmanager
+def _told(shown: str) -> Iterator[None]:
+    """Says what the library raises in this block in the words of ftkit."""
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
     try:
-        return load_dataset(hub_id.name, hub_id.config, split=split)
+        yield
     except DatasetNotFoundError as error:
         raise _unreachable(shown, "the hub has no such data set, or it is private or gated") from error
     except (DatasetsError, ValueError, RuntimeError) as error:  # no such split or configuration; broken files

@@ -10,6 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+from ftkit.data.zstd import open_zstd
 from ftkit.errors import DataError, Problem
 
 LISTED = 10  # rows that a message names before it only counts
@@ -19,6 +20,7 @@ _BINARY = {
     b"PK\x03\x04": "a zip archive or an Excel workbook. Save the table as CSV in UTF-8.",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook. Save the table as CSV in UTF-8.",
     b"\x1f\x8b": "compressed with gzip. Add .gz to its name.",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd. Add .zst to its name.",
     b"\xff\xfe": "text in UTF-16. Save it as UTF-8.",
     b"\xfe\xff": "text in UTF-16. Save it as UTF-8.",
 }
@@ -55,34 +57,48 @@ def data_error(source: str, problems: Sequence[Problem]) -> DataError:
     return DataError(headline, [*problems[:LISTED], *rest])
 
 
-def text_lines(path: Path, shown: str) -> Iterator[str]:
-    """The lines of a UTF-8 file, plain or .gz, with their line ends; a byte order mark is removed.
+def text_lines(path: Path, shown: str, *, may_be_empty: bool = False) -> Iterator[str]:
+    """The lines of a UTF-8 file, plain, .gz or .zst, with their line ends; a byte order mark is removed.
 
-    Raises DataError for an empty file, a file that is no text, a byte that is not UTF-8 (with its line) and a file
-    that cannot be read.
+    Raises DataError for an empty file (unless it may be), a file that is no text, a byte that is not UTF-8 (with its
+    line) and a file that cannot be read.
     """
     # Decoded line by line, not by the io layer, which could not say on which line a bad byte stands.
-    with opened(path, shown) as file:
+    with opened(path, shown, may_be_empty=may_be_empty) as file:
         for number, raw in enumerate(file, 1):
             yield _decoded(raw.removeprefix(_BOM) if number == 1 else raw, shown, number)
 
 
 def whole_text(path: Path, shown: str) -> str:
-    """The text of a UTF-8 file, plain or .gz; raises as ``text_lines`` does."""
+    """The text of a UTF-8 file, plain, .gz or .zst; raises as ``text_lines`` does."""
     return "".join(text_lines(path, shown))
 
 
 @contextmanager
-def opened(path: Path, shown: str) -> Iterator[BufferedReader]:
-    """Opens a file, plain or .gz, for its bytes. Raises DataError where it is empty, binary or cannot be read."""
+def opened(path: Path, shown: str, *, may_be_empty: bool = False) -> Iterator[BufferedReader]:
+    """Opens a file, plain, .gz or .zst, for its bytes.
+
+    Raises DataError where it is empty (unless it may be), binary or cannot be read, and MachineError for .zst without
+    zstandard.
+    """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            buffered = cast(BufferedReader, file)
-            _refuse_binary(buffered.peek(4096)[:4096], shown)
-            yield buffered
+        with _unpacked(path, shown) as file:
+            head = file.peek(4096)[:4096]
+            if head or not may_be_empty:
+                _refuse_binary(head, shown)
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise data_error(shown, [Problem("", "", f"cannot be read: {reason}.")]) from error
+
+
+def _unpacked(path: Path, shown: str) -> BufferedReader:
+    match path.suffix.lower():
+        case ".gz":
+            return cast(BufferedReader, gzip.open(path, "rb"))
+        case ".zst":
+            return open_zstd(path, shown)
+    return path.open("rb")
 
 
 def _refuse_binary(head: bytes, shown: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -26,13 +26,53 @@ def _share(text: str) -> str:
     return text
 
 
-def _share_or_source(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+def _share_or_source(value: Any) -> Any:
     return _share(value) if isinstance(value, str) and value.endswith("%") else value
 
 
 Share = Annotated[str, AfterValidator(_share)]
-Sources = str | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Docstrings(Section):
+    """A source: the documentation of installed Python packages, read from their files without importing them."""
+
+    docstrings: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Names of packages; stdlib: the whole standard library with its help topics.",
+        examples=["[json, pathlib]"],
+    )
+    form: Literal["text", "questions"] = Field(
+        "text", description="text: a document for each documented object; questions: what does X do, and its answer."
+    )
+
+    def __str__(self) -> str:
+        return f"docstrings of {', '.join(self.docstrings)}"
+
+
+Source = str | Docstrings
+Sources = Source | Annotated[tuple[Source, ...], Field(min_length=1)]
 ShareOrSources = Annotated[Sources, AfterValidator(_share_or_source)]
+
+
+class Clean(Section):
+    """What is done to the texts of a corpus before they are used; each step is counted in the report."""
+
+    unicode: Literal["NFC", "NFKC"] | None = Field(None, description="Unicode normal form to bring texts into.")
+    html: bool = Field(default=False, description="Remove HTML: tags, scripts and comments out, entities decoded.")
+    control: bool = Field(default=True, description="Remove control characters but tabs and line ends.")
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="Keep documents in these languages (ISO 639-1 codes such as en)."
+    )
+    min_chars: int | None = Field(None, ge=1, description="Drop documents with fewer characters.")
+    max_chars: int | None = Field(None, ge=1, description="Drop documents with more characters.")
+    max_repetition: float | None = Field(
+        None, gt=0, le=1, description="Drop documents with a larger share of characters in repeated lines."
+    )
+    duplicates: Literal["keep", "exact", "near"] = Field(
+        "exact", description="Drop documents that stand earlier in train: word for word, or nearly."
+    )
+    test_overlap: Literal["keep", "exact", "near"] = Field(
+        "exact", description="Drop train documents that also stand in valid or test: word for word, or nearly."
+    )
 
 
 class Columns(Section):
@@ -46,7 +86,7 @@ class Data(Section):
     """Where the rows come from and how they are split."""
 
     train: Sources = Field(
-        description="File(s), folder or hub id of the training rows, relative to the recipe.",
+        description="File(s), folder, hub id or {docstrings: […]} of the training rows, relative to the recipe.",
         examples=["data/train.csv"],
     )
     valid: ShareOrSources = Field(
@@ -62,6 +102,15 @@ class Data(Section):
     )
     label_separator: str = Field(
         "|", min_length=1, description="Separates the labels of a multi-label row in a text cell."
+    )
+    split: Literal["document", "line", "paragraph"] = Field(
+        "document", description="What one document of a text file is: the file, a line, or a paragraph."
+    )
+    clean: Clean = Field(Clean(), description="How the texts of a corpus are cleaned.")
+    max_rows: int | None = Field(None, ge=1, description="Read so many rows of each train source at most.")
+    max_tokens: int | None = Field(None, ge=1, description="Read train until it has so many tokens.")
+    weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)] | None = Field(
+        None, description="Share of each train source in the tokens of an epoch; sources are repeated to reach it."
     )
     licence: str | None = Field(None, description="Licence of the rows, to stand in the card.")
     max_leakage: Share = Field(

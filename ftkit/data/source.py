@@ -1,17 +1,23 @@
-"""From what a recipe writes under ``data`` to raw rows: files, folders and hub ids. Columns are not looked at here."""
+"""From what a recipe writes under ``data`` to raw rows: files, folders, hub ids, docstrings of packages.
+
+Columns are not looked at here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ftkit.data.columnar import read_parquet
 from ftkit.data.delimited import read_delimited
+from ftkit.data.docstrings import docstrings_sha256, read_docstrings
 from ftkit.data.hub import HubId, read_hub
 from ftkit.data.jsonfiles import read_json, read_jsonl
-from ftkit.data.rows import Place, RawRow, data_error, whole_text
+from ftkit.data.rows import RawRow, data_error
+from ftkit.data.section import Docstrings, Source
+from ftkit.data.texts import Split, read_text
 from ftkit.errors import DataError, Problem, did_you_mean
 from ftkit.files import sha256_file, sha256_text
 
@@ -25,48 +31,73 @@ _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".txt": "text",
+    ".md": "text",
 }
-_READERS: dict[Kind, Callable[[Path, str, Quoting | None], Iterator[RawRow]]] = {
+_COMPRESSED = (".gz", ".zst")
+_TABLES: dict[Kind, Callable[[Path, str, Quoting | None], Iterator[RawRow]]] = {
     "csv": lambda path, shown, quoting: read_delimited(path, shown, delimiter=",", quoting=quoting or "minimal"),
     "tsv": lambda path, shown, quoting: read_delimited(path, shown, delimiter="\t", quoting=quoting or "none"),
     "json": lambda path, shown, quoting: read_json(path, shown),
     "jsonl": lambda path, shown, quoting: read_jsonl(path, shown),
     "parquet": lambda path, shown, quoting: read_parquet(path, shown),
-    "text": lambda path, shown, quoting: _read_text(path, shown),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file of a source: where it is, how it is shown in messages, and how it is read."""
+    """A file of a source: where it is, how it is shown in messages, and how it is read.
+
+    ``label``: the folder that a text file stands in, where that is not the source itself. ``by_class``: the file is
+    FOLDER/label/*.txt, the form of a classifier's texts.
+    """
 
     path: Path
     shown: str
     kind: Kind
+    label: str | None = None
+    by_class: bool = False
 
 
 def read_rows(
-    source: str, folder: Path, *, quoting: Quoting | None = None, hub_split: str = "train"
+    source: Source,
+    folder: Path,
+    *,
+    quoting: Quoting | None = None,
+    hub_split: str = "train",
+    split: Split | None = None,
+    stream: bool = False,
 ) -> Iterator[RawRow]:
-    """The rows of a file, a folder or a hub id, in a fixed order; ``source`` is relative to ``folder``.
+    """The rows of a file, a folder, a hub id or docstrings, in a fixed order; paths are relative to ``folder``.
 
-    ``hub_split`` is read of a hub id that names no split. CSV, TSV, JSON Lines and Parquet are streamed. What is known
-    without reading (a missing file, an unknown suffix) raises DataError at once, the rest while the rows are taken.
+    ``hub_split`` is read of a hub id that names no split; ``stream`` reads a hub id without keeping it on disk.
+    ``split`` says what a row of text files is, and that a folder is a corpus: each text in it counts. Left out, a row
+    is a file, and where the folder holds texts by class (FOLDER/label/*.txt), it is these alone.
+    CSV, TSV, JSON Lines, Parquet, lines and paragraphs are streamed. What is known without reading (a missing file, an
+    unknown suffix) raises DataError at once, the rest while the rows are taken.
     Raises MachineError for a hub id that cannot be loaded.
     """
+    if isinstance(source, Docstrings):
+        return read_docstrings(source)
     files = data_files(source, folder)
     if files is None:
         hub_id = HubId.parse(source)
         assert hub_id is not None  # data_files would have raised
-        return read_hub(hub_id, source, default_split=hub_split)
-    return (row for file in files for row in _READERS[file.kind](file.path, file.shown, quoting))
+        return read_hub(hub_id, source, default_split=hub_split, stream=stream)
+    if files[0].kind == "text":
+        by_class = [] if split else [file for file in files if file.by_class]
+        return _texts(by_class or files, source, split or "document")
+    return (row for file in files for row in _TABLES[file.kind](file.path, file.shown, quoting))
 
 
-def data_files(source: str, folder: Path) -> tuple[DataFile, ...] | None:
-    """The files of a source, sorted by name; None for a hub id. A local path goes before a hub id of that name.
+def data_files(source: Source, folder: Path) -> tuple[DataFile, ...] | None:
+    """The files of a source, sorted by name; None for a hub id, before which a local path of that name goes, and
+    for docstrings.
 
     Raises DataError for a path that does not exist, an unknown suffix, and a folder that holds no data or two kinds.
     """
+    if isinstance(source, Docstrings):
+        return None
     path = folder / Path(source).expanduser()
     if path.is_dir():
         return _files_in(path, source.rstrip("/"))
@@ -77,8 +108,12 @@ def data_files(source: str, folder: Path) -> tuple[DataFile, ...] | None:
     raise _missing(path, source, folder)
 
 
-def source_sha256(source: str, folder: Path) -> str | None:
-    """One SHA-256 over the bytes of a source's files; None for a hub id, whose rows must be hashed instead."""
+def source_sha256(source: Source, folder: Path) -> str | None:
+    """One SHA-256 over the bytes of a source's files, or over its docstrings; None for a hub id, whose rows must be
+    hashed instead.
+    """
+    if isinstance(source, Docstrings):
+        return docstrings_sha256(source)
     files = data_files(source, folder)
     if files is None:
         return None
@@ -87,38 +122,51 @@ def source_sha256(source: str, folder: Path) -> str | None:
     return sha256_text("".join(f"{file.shown}\n{sha256_file(file.path)}\n" for file in files))
 
 
-def _read_text(path: Path, shown: str) -> Iterator[RawRow]:
-    # An empty file is a row with an empty text: dropped and counted with the others, not an error of its own.
-    text = whole_text(path, shown) if path.stat().st_size else ""
-    yield RawRow(Place(shown, "line", 1), {"text": text.rstrip("\n"), "label": path.parent.name})
+def _texts(files: Sequence[DataFile], shown: str, split: Split) -> Iterator[RawRow]:
+    rows = 0
+    for file in files:
+        for row in read_text(file.path, file.shown, split, file.label):
+            rows += 1
+            yield row
+    if not rows:
+        raise data_error(shown, [Problem("", "", "there is no text in it. Add text.")])
 
 
 def _kind_of(path: Path, shown: str) -> Kind:
     kind = _known_kind(path)
     if kind is None:
         accepted = ", ".join(_KINDS)
-        message = f"the suffix {path.suffix or '(none)'} is not known. Accepted: {accepted}, text ones also with .gz."
+        compressed = " or ".join(_COMPRESSED)
+        message = (
+            f"the suffix {path.suffix or '(none)'} is not known. Accepted: {accepted}, text ones also with "
+            f"{compressed}."
+        )
         raise data_error(shown, [Problem("", "", message)])
     return kind
 
 
 def _known_kind(path: Path) -> Kind | None:
-    name = path.name.lower()
-    zipped = name.endswith(".gz")
-    kind = _KINDS.get(Path(name.removesuffix(".gz")).suffix)
-    return None if zipped and kind == "parquet" else kind
+    name = Path(path.name.lower())
+    compressed = name.suffix in _COMPRESSED
+    kind = _KINDS.get(Path(name.stem).suffix if compressed else name.suffix)
+    return None if compressed and kind == "parquet" else kind
 
 
 def _files_in(path: Path, shown: str) -> tuple[DataFile, ...]:
-    """The data files of a folder, or its FOLDER/label/*.txt. Hidden files and other suffixes do not count."""
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    tables = [DataFile(entry, f"{shown}/{entry.name}", kind) for entry in entries if (kind := _table_kind(entry))]
-    texts = [text for entry in entries if entry.is_dir() for text in _texts_in(entry, shown)]
-    files = tables + texts
+    """The tables of a folder, or the texts in and below it. Hidden files and other suffixes do not count.
+
+    Nor do texts beside tables (a README.md), but for texts by class: those are data.
+    """
+    found = [(entry, kind) for entry in _visible(path) if entry.is_file() and (kind := _known_kind(entry))]
+    tables = [DataFile(entry, f"{shown}/{entry.name}", kind) for entry, kind in found if kind != "text"]
+    if tables:
+        files = tables + [file for file in _texts_in(path, shown, depth=1) if file.by_class]
+    else:
+        files = _texts_in(path, shown)
     kinds = {file.kind: file.shown.removeprefix(f"{shown}/") for file in files}
     if len(kinds) > 1:
-        found = ", ".join(f"{kind} ({name})" for kind, name in sorted(kinds.items()))
-        message = f"the folder holds several kinds of data: {found}. Name the files to read, or leave one kind in it."
+        listed = ", ".join(f"{kind} ({name})" for kind, name in sorted(kinds.items()))
+        message = f"the folder holds several kinds of data: {listed}. Name the files to read, or leave one kind in it."
         raise data_error(shown, [Problem("", "", message)])
     if not files:
         message = (
@@ -129,21 +177,35 @@ def _files_in(path: Path, shown: str) -> tuple[DataFile, ...]:
     return tuple(files)
 
 
-def _table_kind(entry: Path) -> Kind | None:
-    return _known_kind(entry) if entry.is_file() else None
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _texts_in(folder: Path, shown: str) -> list[DataFile]:
-    names = sorted(
-        entry.name for entry in folder.iterdir() if entry.suffix == ".txt" and not entry.name.startswith(".")
-    )
-    return [DataFile(folder / name, f"{shown}/{folder.name}/{name}", "text") for name in names]
+def _texts_in(source: Path, shown: str, *, depth: int | None = None) -> list[DataFile]:
+    """The text files of a folder and of those below it, ``depth`` levels down at most."""
+    files: list[DataFile] = []
+
+    def walk(folder: Path, names: tuple[str, ...], above: frozenset[Path]) -> None:
+        here = folder.resolve()
+        if here in above:  # a link that leads back
+            return
+        for entry in _visible(folder):
+            if entry.is_dir():
+                if depth is None or len(names) < depth:
+                    walk(entry, (*names, entry.name), above | {here})
+            elif _known_kind(entry) == "text":
+                by_class = len(names) == 1 and entry.suffix == ".txt"
+                label = names[-1] if names else None
+                files.append(DataFile(entry, "/".join((shown, *names, entry.name)), "text", label, by_class))
+
+    walk(source, (), frozenset())
+    return files
 
 
 def _may_be_hub_id(source: str, folder: Path) -> bool:
     # "data/trian" has the form of a hub id too; where its first part is a folder here, it is a path with a typo.
     hub_id = HubId.parse(source)
-    if hub_id is None or _known_kind(Path(source)) is not None or Path(source).suffix == ".gz":
+    if hub_id is None or _known_kind(Path(source)) is not None or Path(source).suffix in _COMPRESSED:
         return False
     return not (folder / source.split("/")[0]).is_dir()
 

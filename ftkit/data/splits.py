@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ftkit.data.columns import Mapped, to_examples
 from ftkit.data.partition import Side, grouped_sides, stratified_sides
@@ -16,7 +17,7 @@ from ftkit.files import sha256_text
 from ftkit.records import Decision, Example
 
 _SIDES: tuple[Side, ...] = ("train", "valid", "test")
-_HUB_SPLITS: Mapping[Side, str] = {"train": "train", "valid": "validation", "test": "test"}
+HUB_SPLITS: Mapping[Side, str] = {"train": "train", "valid": "validation", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def make_splits(data: Data, folder: Path, *, seed: int, multi_label: bool) -> Sp
     """
     named: dict[Side, tuple[str, ...]] = {"train": _sources(data.train)}
     shares: dict[Side, float] = {}
-    given: tuple[tuple[Side, str | tuple[str, ...]], ...] = (("valid", data.valid), ("test", data.test))
+    given: tuple[tuple[Side, Any], ...] = (("valid", data.valid), ("test", data.test))
     for side, value in given:
         share = parse_share(value) if isinstance(value, str) else None
         if share is None:
@@ -99,14 +100,15 @@ def examples_sha256(examples: Sequence[Example]) -> str:
     return sha256_text("".join(f"{len(part)}:{part}" for part in parts))
 
 
-def _sources(value: str | tuple[str, ...]) -> tuple[str, ...]:
+def _sources(value: Any) -> tuple[str, ...]:
+    # Labelled rows never come from docstrings: the recipe's rules refuse those.
     return (value,) if isinstance(value, str) else value
 
 
 def _read(side: Side, sources: Sequence[str], folder: Path, data: Data, multi_label: bool) -> _Read:
     mapped, files = [], []
     for source in sources:
-        rows = read_rows(source, folder, quoting=data.quoting, hub_split=_HUB_SPLITS[side])
+        rows = read_rows(source, folder, quoting=data.quoting, hub_split=HUB_SPLITS[side])
         part = to_examples(rows, source, data, multi_label=multi_label)
         digest = source_sha256(source, folder) or examples_sha256(part.examples)
         mapped.append(part)
@@ -126,7 +128,7 @@ def _refuse_twice(named: Mapping[Side, Sequence[str]], folder: Path) -> None:
     for side, sources in named.items():
         for source in sources:
             files = data_files(source, folder)
-            hub_id = source if ":" in source else f"{source}:{_HUB_SPLITS[side]}"
+            hub_id = source if ":" in source else f"{source}:{HUB_SPLITS[side]}"
             for key in [file.path.resolve() for file in files] if files is not None else [hub_id]:
                 if key in seen:
                     before, other = seen[key]
@@ -147,7 +149,7 @@ def _draw(
         side: tuple(example for example, own in zip(examples, sides, strict=True) if own == side)
         for side in ("train", *shares)
     }
-    values: dict[Side, str | tuple[str, ...]] = {"valid": data.valid, "test": data.test}
+    values: dict[Side, Any] = {"valid": data.valid, "test": data.test}
     problems = [
         Problem("", f"data.{side}", _empty_share(side, str(values[side]), examples, data.group))
         for side, share in shares.items()
@@ -172,7 +174,7 @@ def _share_decisions(
 ) -> list[Decision]:
     how = f"by whole groups of {data.group}" if data.group is not None else "stratified by label"
     total = sum(map(len, drawn.values()))
-    values: dict[Side, str | tuple[str, ...]] = {"valid": data.valid, "test": data.test}
+    values: dict[Side, Any] = {"valid": data.valid, "test": data.test}
     decisions = []
     for side, share in shares.items():
         left_out = "" if side in data.model_fields_set else "left out; "

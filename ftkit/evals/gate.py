@@ -13,13 +13,19 @@ NOTHING = 5e-4
 
 
 def judge(
-    gate: Gate, candidate: ModelScores, baseline: ModelScores | None, comparisons: Sequence[Comparison], *, n: int
+    gate: Gate,
+    candidate: ModelScores,
+    baseline: ModelScores | None,
+    comparisons: Sequence[Comparison],
+    *,
+    n: int,
+    unit: str = "row",
 ) -> Verdict:
     """Each condition judged, in the recipe's order; passed where all hold, and where there is none.
 
     ``comparisons``: candidate minus baseline. ``min`` and ``max`` are judged on the measured value, ``beat`` on the 95%
     interval of the paired difference. A metric without a value fails. ``undecided`` names the metrics that fail only
-    because ``n`` rows are too few to tell a difference in the right direction from chance.
+    because ``n`` rows are too few to tell a difference in the right direction from chance; ``unit``: what they are.
     """
     reasons: list[GateReason] = []
     undecided: list[str] = []
@@ -30,7 +36,7 @@ def judge(
             continue
         found = next((item for item in comparisons if item.metric == metric), None)
         rows = None if found is None else rows_to_decide(found, n)
-        reasons.append(_beat(metric, candidate, baseline, found, n, rows))
+        reasons.append(_beat(metric, candidate, baseline, found, n, rows, unit))
         if rows is not None and all(reason.passed for reason in limits):
             undecided.append(metric)
     return Verdict(all(reason.passed for reason in reasons), tuple(reasons), tuple(undecided))
@@ -64,7 +70,7 @@ def _limits(metric: MetricName, bound: Bound, candidate: ModelScores) -> Iterato
             continue
         passed = value >= limit if word == "at least" else value <= limit
         interval = candidate.ci95.get(metric)
-        beside = f" (95% {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        beside = f" (95% {_figure(interval[0])} to {_figure(interval[1])})" if interval else ""
         yield GateReason(metric, need, _value(value, limit) + beside, passed)
 
 
@@ -75,6 +81,7 @@ def _beat(
     found: Comparison | None,
     n: int,
     rows: int | None,
+    unit: str,
 ) -> GateReason:
     """The condition on the paired difference to the baseline."""
     need = "to beat the baseline"
@@ -82,14 +89,17 @@ def _beat(
     theirs = None if baseline is None else baseline.metrics.get(metric)
     if ours is None:
         return GateReason(metric, need, _missing(metric, candidate), False)
-    if baseline is None or theirs is None or found is None:
+    if baseline is None or theirs is None:
         missing = "no baseline" if baseline is None else f"{_missing(metric, baseline)} for the baseline"
-        return GateReason(metric, need, f"{ours:.3f}, {missing}", False)
+        return GateReason(metric, need, f"{_figure(ours)}, {missing}", False)
+    against = f"{_figure(ours)} against {_figure(theirs)}"
+    if found is None:
+        return GateReason(metric, need, f"{against}; {n:,} test {unit}s are too few to compare", False)
     low, high = found.ci95
     passed = high < 0 if metric in LOWER_IS_BETTER else low > 0
-    got = f"{ours:.3f} against {theirs:.3f}, difference {found.difference:+.3f} (95% {low:+.3f} to {high:+.3f})"
+    got = f"{against}, difference {_figure(found.difference, '+')} (95% {_figure(low, '+')} to {_figure(high, '+')})"
     if rows is not None:
-        got += f"; {n:,} test rows are too few to decide, about {rows:,} would"
+        got += f"; {n:,} test {unit}s are too few to decide, about {rows:,} would"
     return GateReason(metric, need, got, passed)
 
 
@@ -98,14 +108,21 @@ def _missing(metric: MetricName, scores: ModelScores) -> str:
 
 
 def _limit(limit: float) -> str:
-    """A limit as a person writes it, with two decimals at least: 0.80, 0.125."""
+    """A limit as a person writes it, with two decimals at least below 1,000: 0.80, 0.125."""
+    if abs(limit) >= 1000 and limit == round(limit):
+        return f"{limit:,.0f}"
     return f"{limit:.2f}" if round(limit, 2) == limit else f"{limit:g}"
+
+
+def _figure(value: float, sign: str = "") -> str:
+    """Three decimals; none from 1,000 on, as a perplexity may be."""
+    return f"{value:{sign}.3f}" if abs(value) < 1000 else f"{value:{sign},.0f}"
 
 
 def _value(value: float, limit: float) -> str:
     """Three decimals, and more where these would show a value on the wrong side of its limit (0.7996 as 0.800)."""
-    for decimals in range(3, 16):
-        text = f"{value:.{decimals}f}"
-        if (float(text) >= limit) == (value >= limit) and (float(text) <= limit) == (value <= limit):
-            return text
+    for decimals in range(3 if abs(value) < 1000 else 0, 16):
+        shown = round(value, decimals)
+        if (shown >= limit) == (value >= limit) and (shown <= limit) == (value <= limit):
+            return f"{value:.{decimals}f}" if abs(value) < 1000 else f"{value:,.{decimals}f}"
     return repr(value)

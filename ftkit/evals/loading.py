@@ -29,9 +29,7 @@ class Metric(Protocol):
 
     def compute(self, **inputs: Any) -> dict[str, float | None]: ...
 
-    def resample(
-        self, weights: Floats, *, references: Integers, predictions: Integers, probabilities: Floats
-    ) -> Floats:
+    def resample(self, weights: Floats, **inputs: Any) -> Floats:
         """weights [B, n], how often each row was drawn -> the metric [B], nan where it is undefined."""
         ...
 
@@ -40,29 +38,30 @@ def load_metrics(
     names: Iterable[MetricName], *, labels: int, average: Average, multi_label: bool
 ) -> dict[MetricName, Metric]:
     """The metrics of these names, set for ``labels`` labels."""
-    evaluate, scratch = _evaluate()
-    folder = Path(__file__).with_name("metrics")
     config_name = f"multilabel-{average}" if multi_label else average
-    return {
-        name: evaluate.load(
-            str(folder / f"{name}.py"),
-            config_name=config_name,
-            cache_dir=str(scratch / "data"),
-            keep_in_memory=True,
-            labels=labels,
-        )
-        for name in names
-    }
+    return {name: _load(name, config_name=config_name, labels=labels) for name in names}
 
 
-def measure(
-    metrics: Mapping[MetricName, Metric], *, references: Integers, predictions: Integers, probabilities: Floats
-) -> dict[MetricName, float | None]:
-    """Each metric's value on these rows; None where it is undefined."""
+def load_language_metrics(names: Iterable[MetricName]) -> dict[MetricName, Metric]:
+    """The metrics of these names, of windows of text: they know neither labels nor averages."""
+    return {name: _load(name) for name in names}
+
+
+def measure(metrics: Mapping[MetricName, Metric], **inputs: Floats | Integers) -> dict[MetricName, float | None]:
+    """Each metric's value on these rows, by the names of its inputs; None where it is undefined.
+
+    Classification: ``references``, ``predictions`` and ``probabilities``; language: ``nll``, ``tokens`` and ``bytes``.
+    """
     evaluate, _ = _evaluate()
-    combined = evaluate.combine(list(metrics.values()))
-    values = combined.compute(references=references, predictions=predictions, probabilities=probabilities)
+    values = evaluate.combine(list(metrics.values())).compute(**inputs)
     return {name: values[name] for name in metrics}
+
+
+def _load(name: MetricName, **settings: Any) -> Metric:
+    evaluate, scratch = _evaluate()
+    path = Path(__file__).with_name("metrics") / f"{name}.py"
+    metric: Metric = evaluate.load(str(path), cache_dir=str(scratch / "data"), keep_in_memory=True, **settings)
+    return metric
 
 
 @cache

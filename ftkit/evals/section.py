@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from ftkit.errors import Problem, RecipeError
 from ftkit.section import Section
 
-MetricName = Literal["accuracy", "precision", "recall", "f1", "mcc", "roc_auc", "log_loss", "ece"]
+MetricName = Literal[
+    "accuracy", "precision", "recall", "f1", "mcc", "roc_auc", "log_loss", "ece", "perplexity", "bits_per_byte"
+]
+TaskName = Literal["classify", "pretrain"]
 Average = Literal["macro", "micro", "weighted"]
 
 # What ftkit must know of a metric before its module is loaded (importing evaluate takes seconds).
-LOWER_IS_BETTER: frozenset[MetricName] = frozenset({"log_loss", "ece"})
+METRICS_OF: Mapping[TaskName, tuple[MetricName, ...]] = {
+    "classify": ("accuracy", "precision", "recall", "f1", "mcc", "roc_auc", "log_loss", "ece"),
+    "pretrain": ("perplexity", "bits_per_byte"),
+}
+LOWER_IS_BETTER: frozenset[MetricName] = frozenset({"log_loss", "ece", "perplexity", "bits_per_byte"})
 SINGLE_LABEL_ONLY: frozenset[MetricName] = frozenset({"mcc"})
+BYTES_ONLY: frozenset[MetricName] = frozenset({"bits_per_byte"})
 
 
 class Eval(Section):
@@ -49,14 +58,33 @@ Gate = dict[MetricName, Bound]
 
 
 def selected_metrics(settings: Eval, *, multi_label: bool) -> tuple[MetricName, ...]:
-    """The metrics to report, in the recipe's order; all that the task has where the recipe names none."""
-    known: tuple[MetricName, ...] = get_args(MetricName)
+    """The metrics of a classifier to report, in the recipe's order; all that the task has where the recipe names none.
+
+    Raises RecipeError for one that the task does not have.
+    """
+    why = "is for one label a row, and the task is multi-label"
+    return _selected(settings, "classify", dict.fromkeys(SINGLE_LABEL_ONLY, why) if multi_label else {})
+
+
+def selected_language_metrics(settings: Eval, *, with_bytes: bool) -> tuple[MetricName, ...]:
+    """The same for a language model; ``with_bytes``: whether every byte of the text is predicted, as not when masked.
+
+    Raises RecipeError for a metric that the task does not have.
+    """
+    why = "needs every byte of the text to be predicted, and a masked model predicts the hidden tokens alone"
+    return _selected(settings, "pretrain", {} if with_bytes else dict.fromkeys(BYTES_ONLY, why))
+
+
+def _selected(settings: Eval, task: TaskName, unfit: Mapping[MetricName, str]) -> tuple[MetricName, ...]:
+    """``unfit``: metrics of the task that do not go with its settings, and why."""
+    known = METRICS_OF[task]
+    fit = tuple(name for name in known if name not in unfit)
     if settings.metrics is None:
-        return tuple(name for name in known if not (multi_label and name in SINGLE_LABEL_ONLY))
+        return fit
     problems = [
-        Problem("", f"eval.metrics[{index}]", f"{name} is for one label a row, and the task is multi-label. Remove it.")
+        Problem("", f"eval.metrics[{index}]", f"{name} {unfit.get(name, f'is not measured for {task}')}. Remove it.")
         for index, name in enumerate(settings.metrics)
-        if multi_label and name in SINGLE_LABEL_ONLY
+        if name not in fit
     ]
     if problems:
         raise RecipeError.in_file("the recipe", problems)

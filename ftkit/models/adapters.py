@@ -51,26 +51,30 @@ class Lora(Section):
             raise ValueError("init: pissa needs the base's full weights, not 4 bits. Remove init or quantize.")
         return self
 
-    def peft_config(self, head: Sequence[str], exclude: Sequence[str], *, transposed: bool) -> PeftConfig:
-        """PEFT's configuration for a sequence classifier.
+    def peft_config(
+        self, task_type: str | None, head: Sequence[str], exclude: Sequence[str], *, transposed: bool, biases: bool
+    ) -> PeftConfig:
+        """PEFT's configuration. ``task_type``: PEFT's name of the task, None where it has none (masked models).
 
         ``head``: modules trained whole and saved with the adapter; ``exclude``: modules that get no update;
-        ``transposed``: the base keeps its weights as (in x out), as GPT-2 does.
+        ``transposed``: the base keeps its weights as (in x out), as GPT-2 does; ``biases``: the base's biases are
+        trained too, which is how a new output bias is reached, as PEFT saves modules or all biases.
         """
         from peft import LoraConfig
 
         return LoraConfig(
-            task_type="SEQ_CLS",
+            task_type=task_type,
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
             exclude_modules=list(exclude),
-            modules_to_save=list(head),
+            modules_to_save=list(head) or None,
             fan_in_fan_out=transposed,
             use_dora=self.dora,
             use_rslora=self.rslora,
             init_lora_weights="pissa" if self.init == "pissa" else True,
+            bias="all" if biases else "none",
         )
 
 
@@ -85,16 +89,18 @@ class Ia3(Section):
         None, description="Those of the targets whose input is rescaled instead of their output."
     )
 
-    def peft_config(self, head: Sequence[str], exclude: Sequence[str], *, transposed: bool) -> PeftConfig:
-        """As ``Lora.peft_config``."""
+    def peft_config(
+        self, task_type: str | None, head: Sequence[str], exclude: Sequence[str], *, transposed: bool, biases: bool
+    ) -> PeftConfig:
+        """As ``Lora.peft_config``; (IA)^3 trains no biases, so a new output bias stays 0."""
         from peft import IA3Config
 
         return IA3Config(
-            task_type="SEQ_CLS",
+            task_type=task_type,
             target_modules=None if self.targets is None else list(self.targets),
             feedforward_modules=None if self.feedforward is None else list(self.feedforward),
             exclude_modules=list(exclude),
-            modules_to_save=list(head),
+            modules_to_save=list(head) or None,
             fan_in_fan_out=transposed,
         )
 

@@ -1,4 +1,4 @@
-"""Loads a base model with a classification head, its tokenizer, and a trained adapter on top of it.
+"""Loads a base model, with a classification head or as a language model, its tokenizer, and an adapter on top of it.
 
 Everything is loaded through the public classes of transformers and peft; the real module tree decides what is head.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.models.locate import BaseFiles
@@ -24,15 +24,18 @@ _BLOCK = 64  # bitsandbytes quantises weights in blocks of this many values
 
 
 @dataclass(frozen=True, slots=True)
-class Classifier:
-    """A model with a head over ``labels``. ``head``: the full names of the modules the base's checkpoint lacks.
+class Loaded:
+    """A base model in memory. ``head``: the full names of the modules the base's checkpoint lacks, to be trained whole.
 
-    ``revision``: the commit of the base on the hub, where it came from there.
+    ``revision``: the commit of the base on the hub, where it came from there. ``task_type``: what PEFT calls the task.
+    ``lacks_bias``: the checkpoint also lacks a bias in a module that it has otherwise, as that of a tied output.
     """
 
     model: PreTrainedModel
     head: tuple[str, ...]
     revision: str | None
+    task_type: Literal["SEQ_CLS", "CAUSAL_LM"] | None
+    lacks_bias: bool = False
 
 
 def quiet_libraries() -> None:
@@ -89,27 +92,84 @@ def load_classifier(
     seed: int,
     trust_remote_code: bool = False,
     skip_quantising: Sequence[str] | None = None,
-) -> Classifier:
+) -> Loaded:
     """The base with a new head whose random weights depend on ``seed`` alone.
 
     ``skip_quantising`` not None: the base is quantised to NF4 but for these modules, which must hold the head.
     Raises MachineError where the files are damaged or of a model type without a classification head.
     """
-    import torch
     from transformers import AutoModelForSequenceClassification
 
+    model, lacking = _from_pretrained(
+        AutoModelForSequenceClassification,
+        files,
+        dtype=dtype,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        skip_quantising=skip_quantising,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type="multi_label_classification" if multi_label else "single_label_classification",
+    )
+    _set_pad_token(model, pad_token_id)
+    return Loaded(model, _head_modules(model, lacking), files.revision, "SEQ_CLS")
+
+
+def load_language_model(
+    files: BaseFiles,
+    objective: Literal["causal", "masked"],
+    *,
+    pad_token_id: int,
+    dtype: torch.dtype,
+    seed: int,
+    trust_remote_code: bool = False,
+    quantize: bool = False,
+) -> Loaded:
+    """The base as a language model. Where a masked model's checkpoint lacks the head, it is new, by ``seed`` alone.
+
+    ``quantize``: the base is quantised to NF4 but for its head. Raises MachineError where the files are damaged, or of
+    a model type or checkpoint that cannot do this.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    model, lacking = _from_pretrained(
+        AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM,
+        files,
+        dtype=dtype,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        skip_quantising=["lm_head", "cls"] if quantize else None,
+    )
+    if objective == "causal" and lacking:
+        fix = f"It lacks {', '.join(sorted(lacking)[:3])}. Name a base that was trained to predict text."
+        raise MachineError(f"{files.name} is no whole language model", [Problem("", "base", fix)])
+    _set_pad_token(model, pad_token_id)
+    head = _missing_modules(model, lacking)
+    lacks_bias = any(name.endswith("bias") and not _is_within(name, head) for name in lacking)
+    return Loaded(model, head, files.revision, "CAUSAL_LM" if objective == "causal" else None, lacks_bias)
+
+
+def _from_pretrained(
+    kind: Any,
+    files: BaseFiles,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    trust_remote_code: bool,
+    skip_quantising: Sequence[str] | None,
+    **settings: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of the weights that its checkpoint lacks, which are new and depend on ``seed`` alone."""
+    import torch
+
     files.weights()
-    settings: dict[str, Any] = {}
     if skip_quantising is not None:
         settings["quantization_config"] = _nf4(list(skip_quantising))
     torch.manual_seed(seed)
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = kind.from_pretrained(
             files.folder,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            problem_type="multi_label_classification" if multi_label else "single_label_classification",
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -124,26 +184,30 @@ def load_classifier(
             raise
         fix = "Its weights are damaged. Fetch the model again."
         raise MachineError(f"{files.name} cannot be loaded", [Problem("", "base", f"{error}. {fix}")]) from error
+    model.name_or_path = files.address  # PEFT writes it into the adapter's configuration
+    return model, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+
+
+def _set_pad_token(model: PreTrainedModel, pad_token_id: int) -> None:
     model.config.get_text_config().pad_token_id = pad_token_id
     model.config.pad_token_id = pad_token_id
-    lacking = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    model.name_or_path = files.address  # PEFT writes it into the adapter's configuration
-    return Classifier(model, _head_modules(model, lacking), files.revision)
 
 
-def with_new_adapter(classifier: Classifier, adapter: Adapter) -> PreTrainedModel:
-    """Puts a fresh adapter on a classifier; the head is trained whole. Raises RecipeError where PEFT refuses it."""
+def with_new_adapter(loaded: Loaded, adapter: Adapter) -> PreTrainedModel:
+    """Puts a fresh adapter on a base; what its head is gets trained whole. Raises RecipeError where PEFT refuses it."""
     from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers.pytorch_utils import Conv1D
 
-    model = classifier.model
+    model = loaded.model
     if adapter.quantize:
         _check_blocks(model)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    inside = [name for name, _ in model.named_modules() if _is_within(name, classifier.head)]
-    config: PeftConfig = adapter.peft_config(classifier.head, inside, transposed=transposed)
-    config.revision = classifier.revision
+    inside = [name for name, _ in model.named_modules() if _is_within(name, loaded.head)]
+    config: PeftConfig = adapter.peft_config(
+        loaded.task_type, loaded.head, inside, transposed=transposed, biases=loaded.lacks_bias
+    )
+    config.revision = loaded.revision
     try:
         return get_peft_model(model, config)
     except ValueError as error:
@@ -162,9 +226,14 @@ def with_saved_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 def _head_modules(model: PreTrainedModel, lacking: Sequence[str]) -> tuple[str, ...]:
     """The largest modules all of whose parameters the checkpoint lacks, and the classifier itself in any case."""
-    parameters = [name for name, _ in model.named_parameters()]
     known = {"classifier", "score"} & {name for name, _ in model.named_children()}
-    missing = set(lacking) | {name for name in parameters if name.split(".")[0] in known}
+    own = [name for name, _ in model.named_parameters() if name.split(".")[0] in known]
+    return _missing_modules(model, [*lacking, *own])
+
+
+def _missing_modules(model: PreTrainedModel, lacking: Sequence[str]) -> tuple[str, ...]:
+    """The largest modules all of whose parameters stand in ``lacking``."""
+    missing = set(lacking)
     whole = [
         name
         for name, module in model.named_modules()

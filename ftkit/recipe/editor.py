@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ftkit.evals.section import METRICS_OF
+from ftkit.recipe.rules import OF_ONE_TASK
 from ftkit.recipe.schema import Recipe
 
 ID = "urn:ftkit:recipe"
@@ -17,7 +19,9 @@ def json_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     definitions = schema["$defs"]
     adapter = schema["properties"]["adapter"]
-    members = [form["$ref"].rpartition("/")[2] for form in adapter["oneOf"]]
+    adapter.pop("default")
+    forms = [form for union in adapter.pop("anyOf") for form in union.get("oneOf", ())]  # null is written by no key
+    members = [form["$ref"].rpartition("/")[2] for form in forms]
     for name in members:
         definitions[name]["required"] = sorted({"type", *definitions[name].get("required", ())})
     definitions["Preset"] = {
@@ -31,12 +35,25 @@ def json_schema() -> dict[str, Any]:
         "required": ["preset"],
         "additionalProperties": False,
     }
-    forms = adapter.pop("oneOf")
-    adapter.pop("discriminator", None)
     name_only = {"type": "string", "description": "The name of a preset: a file in adapters/, without .yaml."}
     adapter["anyOf"] = [name_only, {"$ref": "#/$defs/Preset"}, *forms]
+    _name_tasks(schema)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": ID, **schema, "title": "ftkit recipe"}
     return head
+
+
+def _name_tasks(schema: dict[str, Any]) -> None:
+    """Says of a key or metric that one task alone reads which task it is."""
+    for task, keys in OF_ONE_TASK.items():
+        for key in keys:
+            section = schema
+            for step in key[:-1]:
+                section = schema["$defs"][section["properties"][step]["$ref"].rpartition("/")[2]]
+            field = section["properties"][key[-1]]
+            field["description"] = f"({task}) {field['description']}"
+    listed = "; ".join(f"{task}: {', '.join(metrics)}" for task, metrics in METRICS_OF.items())
+    for field in (schema["$defs"]["Eval"]["properties"]["metrics"], schema["properties"]["gate"]):
+        field["description"] += f" {listed}."
 
 
 def _merged(members: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,82 +6,10 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from ftkit.recipe.synonyms import OTHERWISE, SYNONYMS
 from ftkit.recipe.tree import Key, show_key
 
 Schema = Mapping[str, Any]
-
-# What other tools call it.
-SYNONYMS = {
-    "base_model": "base",
-    "base_model_name_or_path": "base",
-    "model": "base",
-    "model_id": "base",
-    "model_name": "base",
-    "model_name_or_path": "base",
-    "dataset": "data",
-    "datasets": "data",
-    "peft": "adapter",
-    "lora": "adapter",
-    "training": "train",
-    "trainer": "train",
-    "evaluation": "eval",
-    "gates": "gate",
-    "rank": "r",
-    "lora_r": "r",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "targets",
-    "lora_target": "targets",
-    "use_dora": "dora",
-    "use_rslora": "rslora",
-    "init_lora_weights": "init",
-    "loraplus_lr_ratio": "lr_ratio",
-    "load_in_4bit": "quantize",
-    "quantization": "quantize",
-    "quantise": "quantize",
-    "feedforward_modules": "feedforward",
-    "method": "type",
-    "peft_type": "type",
-    "task_type": "type",
-    "lr": "learning_rate",
-    "batch": "batch_size",
-    "train_batch_size": "batch_size",
-    "micro_batch_size": "batch_size",
-    "per_device_train_batch_size": "batch_size",
-    "epoch": "epochs",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "n_epochs": "epochs",
-    "max_seq_length": "max_length",
-    "max_seq_len": "max_length",
-    "sequence_len": "max_length",
-    "cutoff_len": "max_length",
-    "lr_scheduler": "schedule",
-    "lr_scheduler_type": "schedule",
-    "scheduler": "schedule",
-    "warmup_ratio": "warmup",
-    "warmup_steps": "warmup",
-    "bf16": "precision",
-    "fp16": "precision",
-    "dtype": "precision",
-    "torch_dtype": "precision",
-    "random_seed": "seed",
-    "val": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "eval_set": "valid",
-    "validation_split": "valid",
-    "train_file": "train",
-    "test_file": "test",
-    "text_column": "text",
-    "label_column": "label",
-    "classes": "labels",
-    "label_names": "labels",
-    "multilabel": "multi_label",
-    "metric": "metrics",
-    "minimum": "min",
-    "maximum": "max",
-}
 
 
 class Keys:
@@ -94,11 +22,7 @@ class Keys:
 
     def forms(self, key: Key, data: Any) -> list[Schema]:
         """What may stand at ``key``: a schema for each form. A union's type is read from ``data``, the recipe."""
-        current = list(self._forms(self._root))
-        for step in key:
-            current = [form for schema in self._fitting(current, data) for form in self._below(schema, step)]
-            data = _step(data, step)
-        return self._fitting(current, data)
+        return self._fitting(*self._all_forms(key, data))
 
     def here(self, key: Key, data: Any) -> list[str]:
         """The keys that the mapping at ``key`` may have, sorted."""
@@ -119,9 +43,8 @@ class Keys:
 
     def meant(self, word: str, parent: Key, here: list[str]) -> str:
         """The key that ``word`` in the mapping ``parent`` was probably meant to be; empty where none is near."""
-        plain = word.strip().lower().replace("-", "_").replace(" ", "_")
-        target = SYNONYMS.get(plain, plain)
-        for name in (plain, target):
+        plain, target = _meanings(word)
+        for name in (plain, target, OTHERWISE.get(target)):
             if name in here and name != word:
                 return name
         elsewhere = [path for path in self.paths if path[-1] == target and path[:-1] != parent]
@@ -135,6 +58,24 @@ class Keys:
         found = [path for path in self.paths if far and path[-1] == far[0] and path[:-1] != parent]
         return " or ".join(_shown(path, parent) for path in found) if 1 <= len(found) <= 3 else ""
 
+    def elsewhere(self, word: str, parent: Key, data: Any) -> tuple[str, str]:
+        """The key that ``word`` names in another form of the mapping ``parent``, and that form in brief; or empty."""
+        forms, value = self._all_forms(parent, data)
+        fitting = self._fitting(forms, value)
+        others = {name: form for form in forms if form not in fitting for name in form.get("properties", {})}
+        plain, target = _meanings(word)
+        near = [] if get_close_matches(plain, self.here(parent, data)) else get_close_matches(plain, others, n=1)
+        found = [name for name in (plain, target, *near) if name in others]
+        return (found[0], brief(others[found[0]])) if found else ("", "")
+
+    def _all_forms(self, key: Key, data: Any) -> tuple[list[Schema], Any]:
+        """What may stand at ``key`` whatever stands there, and what stands there."""
+        current = list(self._forms(self._root))
+        for step in key:
+            current = [form for schema in self._fitting(current, data) for form in self._below(schema, step)]
+            data = _step(data, step)
+        return current, data
+
     def _forms(self, schema: Schema) -> Iterator[Schema]:
         """The alternatives of a schema, references followed; without null, which is written by leaving the key out."""
         if "$ref" in schema:
@@ -146,10 +87,23 @@ class Keys:
             yield schema
 
     def _fitting(self, forms: list[Schema], data: Any) -> list[Schema]:
-        """Of several mappings the one whose ``type`` the data names; all where it names none."""
-        named = data.get("type") if isinstance(data, dict) else None
-        fits = [form for form in forms if form.get("properties", {}).get("type", {}).get("const") == named]
-        return fits if named is not None and fits else forms
+        """Of several mappings the one that the data means; all where it means none.
+
+        It names its ``type``; without one it is the mapping that knows the most of its keys. A model from scratch is
+        told from a base by ``init``, a key that it alone requires.
+        """
+        mappings = [form for form in forms if "properties" in form]
+        if not isinstance(data, dict) or len(mappings) < 2:
+            return forms
+        if all("type" in form["properties"] for form in mappings):
+            if data.get("type") is not None:
+                fits = [form for form in mappings if form["properties"]["type"].get("const") == data["type"]]
+            else:
+                shared = [len(data.keys() & form["properties"].keys()) for form in mappings]
+                fits = [form for form, count in zip(mappings, shared, strict=True) if count == max(shared) > 0]
+        else:
+            fits = [form for form in mappings if ("init" in form.get("required", ())) is ("init" in data)]
+        return fits or forms
 
     def _below(self, form: Schema, step: str | int) -> Iterator[Schema]:
         if isinstance(step, int):
@@ -171,6 +125,12 @@ def choices(form: Schema) -> list[str]:
     return [form["const"]] if "const" in form else list(form.get("enum", ()))
 
 
+def brief(form: Schema) -> str:
+    """A mapping by the key that tells it from the others, as {type: classify} or {init: …}."""
+    key = next(iter(form.get("required", ())), "…")
+    return "{" + f"{key}: {form.get('properties', {}).get(key, {}).get('const', '…')}" + "}"
+
+
 def in_words(form: Schema) -> str:
     """What a form that is no choice of words asks for, to follow "Write "."""
     kind = form.get("type")
@@ -179,13 +139,21 @@ def in_words(form: Schema) -> str:
     if kind == "boolean":
         return "true or false"
     if kind in ("integer", "number"):
-        return ("a whole number" if kind == "integer" else "a number") + _range(form)
+        whole = f"a multiple of {form['multipleOf']}" if "multipleOf" in form else "a whole number"
+        return (whole if kind == "integer" else "a number") + _range(form)
     if kind == "array":
-        items = form.get("items", {})
         least = f"at least {form['minItems']} " if form.get("minItems", 0) > 1 else ""
-        return f"a list of {least}{'texts' if not choices(items) else ', '.join(sorted(choices(items)))}"
+        return f"a list of {least}{_items(form.get('items', {}))}"
     names = sorted(form.get("properties", {}))
     return f"keys and values (keys: {', '.join(names)})" if names else "keys and values"
+
+
+def _items(items: Schema) -> str:
+    if choices(items):
+        return ", ".join(sorted(choices(items)))
+    if items.get("type") == "number":
+        return f"numbers{_range(items)}"
+    return "these" if "anyOf" in items else "texts"  # several forms of an item can stand without a list too
 
 
 def _range(form: Schema) -> str:
@@ -201,6 +169,12 @@ def _step(data: Any, step: str | int) -> Any:
     if isinstance(data, dict) and step in data:
         return data[step]
     return data[step] if isinstance(data, list) and isinstance(step, int) and step < len(data) else None
+
+
+def _meanings(word: str) -> tuple[str, str]:
+    """A word as a key is spelled, and the key that other tools call so."""
+    plain = word.strip().lower().replace("-", "_").replace(" ", "_")
+    return plain, SYNONYMS.get(plain, plain)
 
 
 def _shown(path: Key, parent: Key) -> str:

@@ -14,8 +14,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from ftkit.errors import did_you_mean
-from ftkit.recipe.keys import Keys, choices, in_words
+from ftkit.evals.section import METRICS_OF
+from ftkit.recipe.keys import Keys, Schema, brief, choices, in_words
+from ftkit.recipe.rules import OF_ONE_TASK
 from ftkit.recipe.schema import BROKEN_RULES, Recipe
+from ftkit.recipe.synonyms import SYNONYMS
 from ftkit.recipe.tree import Flaw, Key, Node, show_key
 from ftkit.recipe.yaml12 import resolve
 
@@ -57,17 +60,24 @@ def flaws(error: ValidationError, root: Node) -> list[Flaw]:
 
 
 def _locate(kind: str, location: tuple[int | str, ...], context: dict[str, Any], data: Any) -> _Found:
-    """Tells keys from the labels that pydantic puts between them (the tag of a union, the type of a branch)."""
-    key: list[int | str] = []
-    for index, step in enumerate(location):
-        last = index == len(location) - 1
-        known = step in data if isinstance(data, dict) else isinstance(data, list) and isinstance(step, int)
-        if known:
-            key.append(step)
-            data = data[step]
-        elif last and kind == "missing" and isinstance(data, dict):
-            key.append(step)
-    return _Found(kind, tuple(key), context, _KEY_ITSELF in location[-1:])
+    return _Found(kind, _path(kind, location, data), context, _KEY_ITSELF in location[-1:])
+
+
+def _path(kind: str, location: tuple[int | str, ...], data: Any) -> Key:
+    """Tells keys from the labels that pydantic puts between them (the tag of a union, the type of a branch).
+
+    A label may be called as a key is. The reading that leads further into the data is right, or else to the later step.
+    """
+    if not location:
+        return ()
+    step, rest = location[0], location[1:]
+    skipped = _path(kind, rest, data)
+    if step in data if isinstance(data, dict) else isinstance(data, list) and isinstance(step, int):
+        taken = (step, *_path(kind, rest, data[step]))
+        return taken if len(taken) > len(skipped) else skipped
+    # What is not there: a key that is missing, or one whose default breaks a rule.
+    absent = not rest and kind in ("missing", BROKEN_RULES) and isinstance(data, dict)
+    return (step,) if absent else skipped
 
 
 def _say(found: _Found, keys: Keys, root: Node, data: Any) -> Iterator[tuple[Key, str]]:
@@ -114,12 +124,27 @@ _SAID = {
 
 def _unknown(key: Key, keys: Keys, data: Any) -> str:
     parent, word = key[:-1], str(key[-1])
-    here = keys.here(parent, data)
+    here = _of_the_task(keys.here(parent, data), parent, data)
     if parent == ("adapter",):
         here = sorted({*here, "preset"})
-    meant = keys.meant(word, parent, here)
+    name, form = keys.elsewhere(word, parent, data)
+    meant = (name if name != word else "") if name and name not in here else keys.meant(word, parent, here)
     hint = f" Did you mean {meant}?" if meant else ""
+    if name and name not in here:
+        hint += f" It belongs to {form}." if name == word else f" That belongs to {form}."
     return f"unknown key.{hint} Keys here: {', '.join(here)}."
+
+
+def _of_the_task(names: list[str], parent: Key, data: Any) -> list[str]:
+    """Without the keys and metrics that another task than the recipe's reads."""
+    task = data.get("task") if isinstance(data, dict) else None
+    own = task.get("type") if isinstance(task, dict) else None
+    if not isinstance(own, str) or own not in OF_ONE_TASK:
+        return names
+    others = {path for other, paths in OF_ONE_TASK.items() if other != own for path in paths}
+    if parent[:1] in (("eval",), ("gate",)):
+        others |= {(*parent, name) for other, metrics in METRICS_OF.items() if other != own for name in metrics}
+    return [name for name in names if (*parent, name) not in others]
 
 
 def _wrong(key: Key, keys: Keys, root: Node, data: Any) -> str:
@@ -127,19 +152,32 @@ def _wrong(key: Key, keys: Keys, root: Node, data: Any) -> str:
     got = root.nearest(key)
     kinds = {form.get("type") for form in forms if not choices(form)}
     words = sorted(word for form in forms for word in choices(form))
+    if key[:2] == ("eval", "metrics"):
+        words = _of_the_task(words, key, data)
     if "string" in kinds and isinstance(got.value, bool | int | float):
         return f'got {got.written}. Write "{got.written}" in quotes.'
     if words and isinstance(got.value, str):
-        hint = did_you_mean(got.value, words)
+        known = SYNONYMS.get(got.value, "")
+        hint = f"Did you mean {known}?" if known in words else did_you_mean(got.value, words)
         if not kinds:
             return f"{' '.join(filter(None, (f'got {show(got)}.', hint)))} Choices: {', '.join(words)}."
         if hint:
             return f"got {show(got)}. {hint}"
     if kinds & {"integer", "number"} and isinstance(got.value, str) and _is_number(got.value):
         return f"got {show(got)}, which is text. Write {got.value} without quotes."
-    need = " or ".join(dict.fromkeys([*words, *(in_words(form) for form in forms if not choices(form))]))
+    need = _need(words, [form for form in forms if not choices(form)], got)
     optional = key and got.value is None and not isinstance(key[-1], int) and not keys.required(key, data)
     return f"got {show(got)}. Write {need}{', or remove the key' if optional else ''}."
+
+
+def _need(words: list[str], forms: list[Schema], got: Node) -> str:
+    """What to write. Where mappings are among several forms, each is told in brief, by the key that makes it one."""
+    named = [form for form in forms if got.value in choices(form.get("properties", {}).get("type", {}))]
+    if named:
+        return brief(named[0])
+    shown = [brief(form) if len(forms) > 1 and form.get("required") else in_words(form) for form in forms]
+    least = ", at least one" if got.value == () and any(form.get("minItems") == 1 for form in forms) else ""
+    return f"{' or '.join(dict.fromkeys([*words, *shown]))}{least}"
 
 
 def _is_number(text: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ftkit.recipe.editor import json_schema
-from ftkit.recipe.keys import choices, in_words
+from ftkit.recipe.keys import brief, choices, in_words
 
 Schema = Mapping[str, Any]
 
@@ -15,16 +15,21 @@ _HEAD = """\
 
 Made by `ftkit schema --markdown`, from the sections that do the work. A key that is not listed is an error, and a
 section that is left out has the defaults. A preset's own keys go before these defaults: `ftkit adapters` lists the
-presets. `--set train.epochs=5` changes a key for one run.
+presets. `--set train.epochs=5` changes a key for one run. A key marked (classify) or (pretrain) belongs to that task
+alone: the other refuses it.
 """
 # Where a section stands in a recipe; the rest of the order is that of the recipe.
 _TITLES = {
-    "Base": "`base`, in full",
-    "Classify": "`task`, type: classify",
+    "Base": "`base: {model: …}`",
+    "Scratch": "`base: {init: …}` (pretrain)",
+    "Classify": "`task: {type: classify}`",
+    "Pretrain": "`task: {type: pretrain}`",
     "Data": "`data`",
+    "Docstrings": "`{docstrings: …}` as a source (pretrain)",
     "Columns": "`data.columns`",
-    "Lora": "`adapter`, type: lora",
-    "Ia3": "`adapter`, type: ia3",
+    "Clean": "`data.clean` (pretrain)",
+    "Lora": "`adapter: {type: lora}`",
+    "Ia3": "`adapter: {type: ia3}`",
     "Train": "`train`",
     "Eval": "`eval`",
     "Bound": "`gate.METRIC`",
@@ -49,24 +54,25 @@ def _section(title: str, section: Schema, definitions: Mapping[str, Schema]) -> 
     required = section.get("required", ())
     for key, field in section["properties"].items():
         default = "required" if key in required else _default(field)
-        values = " or ".join(dict.fromkeys(_values(field, definitions)))
+        values = " or ".join(dict.fromkeys(_values(field, definitions, alone=True)))
         yield f"| `{key}` | {_cell(values)} | {default} | {_cell(field.get('description', ''))} |"
     yield ""
 
 
-def _values(field: Schema, definitions: Mapping[str, Schema]) -> Iterator[str]:
-    """What may stand there, in words; of a section, that it stands below."""
+def _values(field: Schema, definitions: Mapping[str, Schema], *, alone: bool) -> Iterator[str]:
+    """What may stand there, in words; ``alone``: there is no other form. A section of its own is listed below."""
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
-        yield "{preset: NAME, …}" if name == "Preset" else f"see {_TITLES[name]}"
+        yield f"see {_TITLES[name].removesuffix(' (pretrain)')}" if alone else f"`{brief(definitions[name])}`"
     elif "anyOf" in field or "oneOf" in field:
-        for form in (*field.get("anyOf", ()), *field.get("oneOf", ())):
-            yield from _values(form, definitions)
+        forms = [form for form in (*field.get("anyOf", ()), *field.get("oneOf", ())) if form.get("type") != "null"]
+        for form in forms:
+            yield from _values(form, definitions, alone=len(forms) == 1)
     elif words := choices(field):
         yield ", ".join(words)
     elif isinstance(field.get("additionalProperties"), dict) and field.get("type") == "object":
-        yield f"name: {' or '.join(_values(field['additionalProperties'], definitions))}"
-    elif field.get("type") != "null":
+        yield f"name: {' or '.join(_values(field['additionalProperties'], definitions, alone=True))}"
+    else:
         yield in_words(field)
 
 

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from ftkit.data.section import Data, parse_share
-from ftkit.evals.section import Eval, Gate
+from ftkit.data.findings import counted
+from ftkit.data.language import unknown_languages
+from ftkit.data.section import Data, Docstrings, Source, parse_share
+from ftkit.evals.section import METRICS_OF, Eval, Gate
+from ftkit.models.scratch import Scratch
 from ftkit.recipe.tree import Key
-from ftkit.tasks.section import Task
+from ftkit.section import Section
+from ftkit.tasks.section import Classify, Pretrain, Task
 
 Broken = tuple[Key, str]
 """The key, relative to the section that the rule is about, and the message."""
 
+# Keys outside ``task`` that one task alone reads.
+OF_ONE_TASK: Mapping[str, tuple[Key, ...]] = {
+    "classify": (
+        ("data", "columns", "label"),
+        ("data", "group"),
+        ("data", "label_separator"),
+        ("data", "max_leakage"),
+        ("data", "max_near_leakage"),
+        ("eval", "average"),
+        ("eval", "threshold"),
+    ),
+    "pretrain": (
+        ("data", "split"),
+        ("data", "clean"),
+        ("data", "max_rows"),
+        ("data", "max_tokens"),
+        ("data", "weights"),
+    ),
+}
 _SINGLE_LABEL_ONLY = ("mcc",)
-_SMALLEST = {"mcc": -1.0}
-_UNBOUNDED = ("log_loss",)
+_SMALLEST = {"mcc": -1.0, "perplexity": 1.0}
+_UNBOUNDED = ("log_loss", "perplexity", "bits_per_byte")
+_ENCODERS = ("bert",)  # architectures for the masked objective
 _FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")  # a hub id or a folder may hold all three splits
 
 
-def of_task(task: Task) -> Iterator[Broken]:
+def of_task(task: Task, base: Any) -> Iterator[Broken]:
+    if isinstance(task, Pretrain):
+        yield from _of_pretrain(task, base)
+        return
+    if isinstance(base, Scratch):
+        yield ("type",), "a model from scratch knows no text yet. Write pretrain, or name a base."
     labels = task.labels
     if labels is not None:
         for index, label in enumerate(labels):
@@ -34,20 +64,78 @@ def of_task(task: Task) -> Iterator[Broken]:
             yield ("class_weights",), f"no weight for {', '.join(without)}. Give each label one."
 
 
-def of_data(data: Data) -> Iterator[Broken]:
+def _of_pretrain(task: Pretrain, base: Any) -> Iterator[Broken]:
+    masked = task.objective == "masked"
+    if isinstance(base, Scratch) and (base.init in _ENCODERS) != masked:
+        other = "masked" if base.init in _ENCODERS else "causal"
+        yield ("objective",), f"got {task.objective}, and {base.init} is trained with {other}. Write {other}."
+    if masked and task.packing:
+        yield ("packing",), "the masked objective looks both ways, so packed texts would see each other. Write false."
+    if masked and task.samples and "samples" in task.model_fields_set:
+        yield ("samples",), "a masked model does not go on with a text. Remove it, or write 0."
+    for name in ("mask_share", "whole_word"):
+        if not masked and name in task.model_fields_set:
+            yield (name,), "is for the masked objective. Remove it, or write objective: masked."
+
+
+def of_data(data: Data, task: Task | None, base: Any) -> Iterator[Broken]:
+    yield from _of_another_task("data", data, task)
     sources = {"train": _listed(data.train), "valid": _listed(data.valid), "test": _listed(data.test)}
     yield from _misplaced_shares(sources)
     for name, earlier in (("valid", "train"), ("test", "train"), ("test", "valid")):
         for index, source in enumerate(sources[name]):
-            if source.endswith(_FILES) and source in sources[earlier]:
+            if isinstance(source, str) and source.endswith(_FILES) and source in sources[earlier]:
                 key = (name,) if isinstance(getattr(data, name), str) else (name, index)
                 yield key, f"{source} is also in data.{earlier}. Rows that are measured on must be others: remove one."
+    if isinstance(task, Classify):
+        for name, values in sources.items():
+            if any(isinstance(value, Docstrings) for value in values):
+                yield (name,), "docstrings have no labels. Name files, or write task: {type: pretrain}."
+    if data.weights is not None and len(data.weights) != len(sources["train"]):
+        of = counted(len(sources["train"]), "source")
+        message = f"got {len(data.weights)} weights for {of} of train. Write one for each."
+        yield ("weights",), message
+    if data.max_tokens is not None and isinstance(base, Scratch):
+        yield ("max_tokens",), "the tokenizer is trained on what is read, so it cannot count before. Write max_rows."
+    for index, code in enumerate(data.clean.languages or ()):
+        if code in unknown_languages([code]):
+            yield ("clean", "languages", index), f"{code} is no language that can be told. Write an ISO 639-1 code."
+
+
+def of_adapter(adapter: Section | None, base: Any) -> Iterator[Broken]:
+    if adapter is None and not isinstance(base, Scratch):
+        yield (), 'missing. Write a line such as "adapter: lora".'
+    if adapter is not None and isinstance(base, Scratch):
+        yield (), "a model from scratch is trained whole. Remove the adapter, or name a base."
+
+
+def _of_another_task(name: str, section: Section, task: Task | None) -> Iterator[Broken]:
+    """Keys that are written, and that only another task reads."""
+    for other, keys in OF_ONE_TASK.items():
+        for top, *key in keys if task is not None and other != task.type else ():
+            if top == name and _is_set(section, key):
+                yield tuple(key), f"is for task: {{type: {other}}}. Remove it."
+
+
+def _is_set(section: Any, key: Sequence[Any]) -> bool:
+    for step in key:
+        if step not in section.model_fields_set:
+            return False
+        section = getattr(section, step)
+    return True
 
 
 def of_eval(section: Eval, task: Task | None) -> Iterator[Broken]:
     metrics = section.metrics or ()
     yield from _repeated("metrics", metrics)
+    yield from _of_another_task("eval", section, task)
     if task is None:
+        return
+    for index, metric in enumerate(metrics):
+        wrong = _unfit(metric, task)
+        if wrong:
+            yield ("metrics", index), wrong
+    if isinstance(task, Pretrain):
         return
     for index, metric in enumerate(metrics):
         if task.multi_label and metric in _SINGLE_LABEL_ONLY:
@@ -56,12 +144,17 @@ def of_eval(section: Eval, task: Task | None) -> Iterator[Broken]:
         yield ("threshold",), "tune needs two labels, or task.multi_label: true. Remove it: the likeliest label wins."
 
 
-def of_gate(gate: Gate, section: Eval | None, task: Task | None) -> Iterator[Broken]:
+def of_gate(gate: Gate, section: Eval | None, task: Task | None, base: Any) -> Iterator[Broken]:
     for metric, bound in gate.items():
-        if section is not None and section.metrics is not None and metric not in section.metrics:
+        wrong = None if task is None else _unfit(metric, task)
+        if wrong:
+            yield (metric,), wrong
+        elif section is not None and section.metrics is not None and metric not in section.metrics:
             yield (metric,), f"is not measured. Add {metric} to eval.metrics ({', '.join(section.metrics)})."
-        elif task is not None and task.multi_label and metric in _SINGLE_LABEL_ONLY:
+        elif isinstance(task, Classify) and task.multi_label and metric in _SINGLE_LABEL_ONLY:
             yield (metric,), f"{metric} needs one label a row, and task.multi_label is true. Remove it."
+        if bound.beat is not None and isinstance(base, Scratch):
+            yield (metric, "beat"), "a model from scratch has no baseline to beat. Write min or max."
         low = _SMALLEST.get(metric, 0.0)
         if bound.min is not None and bound.min > 1 and metric not in _UNBOUNDED:
             yield (metric, "min"), f"got {bound.min:g}, and {metric} is at most 1. {_fraction(bound.min)}"
@@ -71,18 +164,27 @@ def of_gate(gate: Gate, section: Eval | None, task: Task | None) -> Iterator[Bro
             yield (metric, "max"), f"got {bound.max:g}, below min ({bound.min:g}), so nothing passes. Remove one."
 
 
+def _unfit(metric: Any, task: Task) -> str | None:
+    """Why the task does not have a metric; None where it has it."""
+    if metric not in METRICS_OF[task.type]:
+        return f"{metric} is no metric of task {task.type}. Metrics here: {', '.join(METRICS_OF[task.type])}."
+    if metric == "bits_per_byte" and isinstance(task, Pretrain) and task.objective == "masked":
+        return "bits_per_byte needs every byte predicted, and the masked objective predicts some. Write perplexity."
+    return None
+
+
 def _fraction(value: float) -> str:
     return f"Write {value / 100:g}." if value <= 100 else "Write a number of at most 1."
 
 
-def _listed(sources: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (sources,) if isinstance(sources, str) else sources
+def _listed(sources: Source | tuple[Source, ...]) -> tuple[Source, ...]:
+    return sources if isinstance(sources, tuple) else (sources,)
 
 
-def _misplaced_shares(sources: dict[str, tuple[str, ...]]) -> Iterator[Broken]:
+def _misplaced_shares(sources: dict[str, tuple[Source, ...]]) -> Iterator[Broken]:
     for name, values in sources.items():
         for index, value in enumerate(values):
-            if parse_share(value) is not None and (name == "train" or len(values) > 1):
+            if isinstance(value, str) and parse_share(value) is not None and (name == "train" or len(values) > 1):
                 key: Key = (name,) if len(values) == 1 else (name, index)
                 where = "valid and test can be a share of train" if name == "train" else "a share stands alone"
                 yield key, f"got {value}, and {where}. Write a file, a folder or a hub id."

@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from ftkit.data.section import Data
 from ftkit.evals.section import Eval, Gate
 from ftkit.models.adapters import Adapter
+from ftkit.models.scratch import Scratch
 from ftkit.recipe import rules
 from ftkit.recipe.rules import Broken
 from ftkit.reference import ModelRef
@@ -42,6 +51,16 @@ def _spelled_out(value: Any) -> Any:
     return value if isinstance(value, dict) else {"model": value}
 
 
+def _is_scratch(value: Any) -> str:
+    made = "init" in value if isinstance(value, dict) else isinstance(value, Scratch)
+    return "scratch" if made else "model"
+
+
+BaseOrScratch = Annotated[
+    Annotated[Base, Tag("model")] | Annotated[Scratch, Tag("scratch")], Discriminator(_is_scratch)
+]
+
+
 class Recipe(Section):
     """One fine-tuning run: what is trained on what, how it is measured, and what it must reach to be merged."""
 
@@ -52,14 +71,18 @@ class Recipe(Section):
         examples=["sentiment"],
         json_schema_extra={"patternErrorMessage": "up to 64 of a-z, 0-9, -, _ and ., the first a letter or a digit"},
     )
-    base: Annotated[Base, BeforeValidator(_spelled_out, json_schema_input_type=str | Base)] = Field(
-        description="The base model: a hub id[@revision] or a folder, or {model, trust_remote_code}.",
+    base: Annotated[BaseOrScratch, BeforeValidator(_spelled_out, json_schema_input_type=str | Base | Scratch)] = Field(
+        description="The base model: a hub id[@revision] or a folder, or {model, trust_remote_code}; or {init, layers, "
+        "hidden, vocab, …}: a model from scratch.",
         examples=["sentence-transformers/all-MiniLM-L6-v2"],
     )
     task: Task = Field(description="What is learned.", examples=["{type: classify}"])
     data: Data = Field(description="The rows.", examples=["{train: train.csv}"])
-    adapter: Adapter = Field(
-        description="What is trained: the name of a preset, {preset: NAME, …} to change its keys, or all keys in full.",
+    adapter: Adapter | None = Field(
+        None,
+        validate_default=True,
+        description="What is trained: the name of a preset, {preset: NAME, …} to change its keys, or all keys in full. "
+        "Left out for a model from scratch, which is trained whole.",
         examples=["lora"],
     )
     train: Train = Field(Train(), description="How it is trained.")
@@ -73,15 +96,22 @@ class Recipe(Section):
 
     @field_validator("task")
     @classmethod
-    def _task_rules(cls, task: Task) -> Task:
-        _raise(rules.of_task(task))
+    def _task_rules(cls, task: Task, info: ValidationInfo) -> Task:
+        _raise(rules.of_task(task, info.data.get("base")))
         return task
 
     @field_validator("data")
     @classmethod
-    def _data_rules(cls, data: Data) -> Data:
-        _raise(rules.of_data(data))
+    def _data_rules(cls, data: Data, info: ValidationInfo) -> Data:
+        _raise(rules.of_data(data, info.data.get("task"), info.data.get("base")))
         return data
+
+    @field_validator("adapter")
+    @classmethod
+    def _adapter_rules(cls, adapter: Adapter | None, info: ValidationInfo) -> Adapter | None:
+        if "base" in info.data:
+            _raise(rules.of_adapter(adapter, info.data["base"]))
+        return adapter
 
     @field_validator("eval")
     @classmethod
@@ -92,8 +122,15 @@ class Recipe(Section):
     @field_validator("gate")
     @classmethod
     def _gate_rules(cls, gate: Gate, info: ValidationInfo) -> Gate:
-        _raise(rules.of_gate(gate, info.data.get("eval"), info.data.get("task")))
+        _raise(rules.of_gate(gate, info.data.get("eval"), info.data.get("task"), info.data.get("base")))
         return gate
+
+    @field_validator("merge")
+    @classmethod
+    def _merge_rules(cls, merge: bool, info: ValidationInfo) -> bool:
+        if merge and isinstance(info.data.get("base"), Scratch):
+            raise ValueError("a model from scratch has no adapter to merge. Remove the key.")
+        return merge
 
 
 def _raise(broken: Iterable[Broken]) -> None:

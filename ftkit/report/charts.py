@@ -52,8 +52,11 @@ _SIZE = (4.6, 3.0)
 Points = Sequence[tuple[float, float]]
 
 
-def losses(train: Points, valid: Points, best_step: int | None) -> str:
-    """Training loss, as logged and smoothed, with the validation loss beside it."""
+def losses(train: Points, valid: Points, best_step: int | None, *, from_zero: bool = True) -> str:
+    """Training loss, as logged and smoothed, with the validation loss beside it.
+
+    ``from_zero``: the axis begins at 0. A language model's loss stays far above, and its fall would not be seen.
+    """
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -64,25 +67,26 @@ def losses(train: Points, valid: Points, best_step: int | None) -> str:
             axes.plot(*_columns(thinned(valid)), color=MAIN, marker="o", markersize=4, label="validation")
         _mark_best(axes, best_step)
         axes.set(xlabel="step", ylabel="loss")
-        axes.set_ylim(bottom=0)
+        if from_zero:
+            axes.set_ylim(bottom=0)
         axes.legend()
 
     return _svg("losses", draw, f"Training loss over {len(train)} logged steps, and validation loss")
 
 
-def validation(metric: str, points: Points, best_step: int | None) -> str:
-    """One metric on the validation rows."""
+def validation(metric: str, points: Points, best_step: int | None, *, unit: str = "row") -> str:
+    """One metric on the validation rows, or whatever ``unit`` they are."""
     name = numbers.metric_name(metric)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(*_columns(thinned(points)), color=MAIN, marker="o", markersize=4)
         _mark_best(axes, best_step, label="checkpoint kept")
-        axes.set(xlabel="step", ylabel=f"{name} on validation rows")
+        axes.set(xlabel="step", ylabel=f"{name} on validation {unit}s")
         if best_step is not None:
-            axes.legend(loc="lower right")
+            axes.legend(loc="upper right" if numbers.lower_is_better(metric) else "lower right")
 
-    return _svg("validation", draw, f"{name} on the validation rows after {len(points)} validations")
+    return _svg("validation", draw, f"{name} on the validation {unit}s after {len(points)} validations")
 
 
 def reliability(bins: Mapping[str, Sequence[Reliability]]) -> str:
@@ -129,8 +133,9 @@ def scores(metric: str, found: Sequence[tuple[str, float, tuple[float, float] | 
     return _svg("scores", draw, f"{name} by model: {alt}", (7.4, 0.6 + 0.42 * len(found)))
 
 
-def lengths(histogram: Sequence[Mapping[str, int]], max_length: int | None) -> str:
-    """Rows by their number of tokens, and where rows are cut."""
+def lengths(histogram: Sequence[Mapping[str, int]], max_length: int | None, *, unit: str = "row") -> str:
+    """Rows by their number of tokens, and where rows are cut; documents, and how many tokens a window holds."""
+    limit = f"rows are cut at {max_length}" if unit == "row" else f"a window holds {max_length}"
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -138,14 +143,12 @@ def lengths(histogram: Sequence[Mapping[str, int]], max_length: int | None) -> s
         widths = [right - left for left, right in pairwise(edges)]
         axes.bar(edges[:-1], [item["count"] for item in histogram], [0.9 * w for w in widths], align="edge", color=MAIN)
         if max_length is not None:
-            axes.axvline(
-                max_length, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"rows are cut at {max_length}"
-            )
+            axes.axvline(max_length, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=limit)
             axes.legend()
-        axes.set(xlabel="tokens in a row", ylabel="rows")
+        axes.set(xlabel=f"tokens in a {unit}", ylabel=f"{unit}s")
         axes.grid(axis="x", visible=False)
 
-    return _svg("lengths", draw, "Histogram of row lengths in tokens")
+    return _svg("lengths", draw, f"Histogram of {unit} lengths in tokens")
 
 
 def thinned(points: Points) -> Points:

@@ -14,6 +14,12 @@ FEW_ROWS = 300
 
 def base(story: Story) -> Facts:
     found = story.planned("base") or {}
+    if story.from_scratch:
+        return _present(
+            ("Weights", "initialised at random and trained from scratch"),
+            ("Parameters", numbers.count(found["parameters"]) if found.get("parameters") else None),
+            ("Shape", numbers.plain(found["init"]) if found.get("init") else None),
+        )
     return _present(
         ("Base model", found.get("ref")),
         ("Taken from", found.get("source")),
@@ -24,15 +30,30 @@ def base(story: Story) -> Facts:
 
 def data(story: Story) -> Facts:
     found = story.planned("data") or {}
-    splits = ", ".join(f"{name} {numbers.count(rows)}" for name, rows in (found.get("splits") or {}).items())
     labels = found.get("labels") or []
+    packing: dict[Any, str] = {
+        True: "documents share a window, and none sees another",
+        False: "a window holds text of one document",
+    }
     return _present(
-        ("Rows", splits),
+        (f"{story.data_unit.capitalize()}s", _by_split(found.get("splits"))),
+        ("Tokens", _by_split(found.get("tokens"))),
+        ("Bytes of text", _by_split(found.get("bytes"))),
+        ("Windows", _by_split(found.get("windows"))),
+        ("Packing", packing.get(found.get("packing"))),
         ("Labels", f"{len(labels)}" if labels else None),
         ("Licence", found.get("licence") or "not stated"),
         ("SHA-256 of the data", found.get("sha256")),
-        *_length_facts(found.get("lengths") or {}, found.get("splits") or {}),
+        *_length_facts(found.get("lengths") or {}, found.get("splits") or {}, story.data_unit),
     )
+
+
+def cleaning(story: Story) -> list[tuple[str, str, str]]:
+    """Each step of the cleaning of a corpus, with how many documents it changed and dropped."""
+    return [
+        (str(step.get("step", "")), numbers.count(step.get("changed")), numbers.count(step.get("dropped")))
+        for step in story.planned("data", "cleaning") or []
+    ]
 
 
 def training(story: Story) -> Facts:
@@ -46,14 +67,14 @@ def training(story: Story) -> Facts:
     if train.best_step is not None:
         metric = numbers.metric_name(train.best_metric or "loss")
         kept = (
-            f"step {numbers.count(train.best_step)} ({metric} {numbers.score(train.best_value)} on the validation rows)"
+            f"step {numbers.count(train.best_step)} ({metric} {numbers.score(train.best_value)} on the validation "
+            f"{story.unit}s)"
         )
+    stopped = ", stopped early because the validation figure no longer improved" if train.stopped_early else ""
+    steps = f"{numbers.count(train.steps)} in {train.epochs:g} epochs, micro-batches of {train.micro_batch_size}"
     return _present(
         ("Trained parameters", trainable),
-        (
-            "Steps",
-            f"{numbers.count(train.steps)} in {train.epochs:g} epochs, micro-batches of {train.micro_batch_size}",
-        ),
+        ("Steps", steps + stopped),
         ("Time", f"{numbers.seconds(train.seconds)} (beside it: {validation} validation, {checkpoints} checkpoints)"),
         ("Speed", f"{numbers.count(train.tokens_per_s)} tokens a second ({numbers.count(train.tokens)} tokens)"),
         ("Peak memory", numbers.mebibytes(train.peak_rss_mb)),
@@ -74,7 +95,10 @@ def proof(story: Story) -> Facts:
     )
     return _present(
         ("Proved", "yes" if merge["passed"] else "no"),
-        ("Rows compared", numbers.count(merge["rows"]) if merge.get("rows") else None),
+        (
+            f"{merge.get('unit', 'row').capitalize()}s compared",
+            numbers.count(merge["rows"]) if merge.get("rows") else None,
+        ),
         ("Largest logit difference", numbers.small(merge["max_abs_logit_diff"])),
         ("Predictions that agree", wording.agreement(merge["argmax_agreement"])),
         ("Largest difference of a metric", numbers.small(wording.metric_diff(merge))),
@@ -104,32 +128,43 @@ def limits(story: Story) -> list[str]:
     out = [
         str(finding["message"]) for finding in story.planned("data", "findings") or [] if finding["level"] == "warning"
     ]
+    if story.train is not None and not story.train.loss_moved:
+        out.append("The training loss did not move: nothing shows that the training taught the model anything.")
     report = story.eval
     if report is None:
         return [*out, "Nothing was measured, so nothing is known about how good it is."]
     if report.n < FEW_ROWS:
-        out.append(f"There are only {numbers.rows(report.n)} to measure on; the intervals are wide for that reason.")
-    undecided = wording.undecided_line(report.gate)
+        measured = numbers.rows(report.n, report.unit)
+        out.append(f"There are only {measured} to measure on; the intervals are wide for that reason.")
+    undecided = wording.undecided_line(report.gate, report.unit)
     if undecided:
         out.append(f"{undecided}.")
     if not report.seeds:
-        out.append("Trained once. The intervals cover the choice of test rows, not the choice of seed.")
+        out.append(f"Trained once. The intervals cover the choice of test {report.unit}s, not the choice of seed.")
     if not report.gate.reasons:
         out.append(wording.NO_GATE)
     if story.merge is not None and not story.merge["passed"]:
         out.append("The merged model was not proved to be the trained one: use the adapter.")
-    out.append("The results hold for rows like the test rows. Other sources, topics and languages were not measured.")
+    like = "texts like the test texts" if report.unit == "window" else "rows like the test rows"
+    out.append(f"The results hold for {like}. Other sources, topics and languages were not measured.")
+    if report.task == "pretrain" and story.objective == "causal":
+        out.append("A low perplexity does not make what the model writes true.")
     return out
 
 
-def _length_facts(lengths: Mapping[str, Any], splits: Mapping[str, int]) -> Facts:
+def _by_split(counts: Mapping[str, int] | None) -> str:
+    return ", ".join(f"{name} {numbers.count(count)}" for name, count in (counts or {}).items())
+
+
+def _length_facts(lengths: Mapping[str, Any], splits: Mapping[str, int], unit: str) -> Facts:
     cut = lengths.get("truncated") or {}
     shares = [
         f"{numbers.count(rows)} of {name} ({numbers.percent(rows, splits.get(name, 0))})" for name, rows in cut.items()
     ]
+    held = "Rows are cut at" if unit == "row" else "A window holds"
     return _present(
-        ("Longest row", f"{numbers.count(lengths['longest'])} tokens" if lengths.get("longest") else None),
-        ("Rows are cut at", f"{numbers.count(lengths['max_length'])} tokens" if lengths.get("max_length") else None),
+        (f"Longest {unit}", f"{numbers.count(lengths['longest'])} tokens" if lengths.get("longest") else None),
+        (held, f"{numbers.count(lengths['max_length'])} tokens" if lengths.get("max_length") else None),
         ("Rows that were cut", "none" if cut and not any(cut.values()) else ", ".join(shares)),
     )
 

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.evals.gate import rows_to_decide
 from ftkit.records import EvalReport
-from ftkit.report import charts, facts, numbers, tables, untrusted, wording
+from ftkit.report import charts, facts, language, numbers, tables, untrusted, wording
 from ftkit.report.story import Mistake, Story
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_UNTRAINED = ("majority", "unigram", "baseline")
 LARGEST_MATRIX = 40
 WITH_SHARES = 12
 LISTED_PAIRS = 20
 SHOWN_CLASSES = 20
-SHOWN_TEXT = 320
+SHOWN_TEXT = language.SHOWN_TEXT
 
 
 def render(story: Story) -> str:
@@ -34,6 +35,9 @@ def render(story: Story) -> str:
             proof=facts.proof(story),
             origin=facts.origin(story),
             limits=facts.limits(story),
+            unit=story.unit,
+            data_unit=story.data_unit,
+            **language.sections(story),
             **_results(story),
             **_labels(story.eval),
             **_charts(story),
@@ -78,8 +82,9 @@ def _results(story: Story) -> dict[str, Any]:
         "lower": {metric: numbers.lower_is_better(metric) for metric in tables.results(report).metrics},
         "compared": [_compared(item, report) for item in tables.compared(report)],
         "gate": report.gate.reasons,
-        "undecided": wording.undecided_line(report.gate),
+        "undecided": wording.undecided_line(report.gate, report.unit),
         "no_gate": wording.NO_GATE,
+        "notes": wording.metric_notes(story),
         "seeds": tables.seed_spread(report),
         "against": story.predictions.against_baseline if story.predictions else None,
     }
@@ -102,7 +107,9 @@ def _compared(item: tables.Compared, report: EvalReport) -> dict[str, Any]:
 
 def _labels(report: EvalReport | None) -> dict[str, Any]:
     """Figures by label: precision and recall, and what was taken for what."""
-    nothing: dict[str, Any] = dict.fromkeys(("per_class", "more_classes", "averages", "pairs", "label_tables"), ())
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("per_class", "more_classes", "averages", "pairs", "label_tables", "labels"), ()
+    )
     nothing["matrix"] = None
     if report is None:
         return nothing | {"multi_label": False, "probe_f1": {}}
@@ -150,7 +157,7 @@ def _scores_chart(report: EvalReport | None) -> str | None:
         value = report.models[model].metrics.get(metric)
         if value is not None:
             name = untrusted.visible(tables.model_name(model, report.task))
-            found.append((name, value, report.models[model].ci95.get(metric), model not in ("majority", "baseline")))
+            found.append((name, value, report.models[model].ci95.get(metric), model not in _UNTRAINED))
     return charts.scores(metric, found) if found else None
 
 
@@ -167,7 +174,8 @@ def _reliability_chart(report: EvalReport | None) -> str | None:
 
 def _lengths_chart(story: Story) -> str | None:
     lengths = story.planned("data", "lengths") or {}
-    return charts.lengths(lengths["histogram"], lengths.get("max_length")) if lengths.get("histogram") else None
+    histogram = lengths.get("histogram")
+    return charts.lengths(histogram, lengths.get("max_length"), unit=story.data_unit) if histogram else None
 
 
 def _progress_charts(story: Story) -> dict[str, str | None]:
@@ -175,10 +183,15 @@ def _progress_charts(story: Story) -> dict[str, str | None]:
     if log is None or not log.loss:
         return {"losses_chart": None, "validation_chart": None}
     chosen = story.train.best_metric if story.train else None
-    metric = next((name for name in (chosen, *log.valid) if name in log.valid and name != "log_loss"), None)
+    losses = ("loss", "log_loss")  # a language model's validation loss, and a classifier's
+    valid = next((log.valid[name] for name in losses if name in log.valid), ())
+    metric = next((name for name in (chosen, *log.valid) if name in log.valid and name not in losses), None)
+    from_zero = story.task != "pretrain"
     return {
-        "losses_chart": charts.losses(log.loss, log.valid.get("log_loss", ()), log.best_step),
-        "validation_chart": charts.validation(metric, log.valid[metric], log.best_step) if metric else None,
+        "losses_chart": charts.losses(log.loss, valid, log.best_step, from_zero=from_zero),
+        "validation_chart": charts.validation(metric, log.valid[metric], log.best_step, unit=story.unit)
+        if metric
+        else None,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ftkit.evals.section import LOWER_IS_BETTER
 
 NOTHING = "–"  # noqa: RUF001  an en dash stands for "there is no figure"
+_HUGE = 1e9
 
 _METRIC_NAMES = {
     "accuracy": "Accuracy",
@@ -19,6 +20,8 @@ _METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "log_loss": "Log loss",
     "ece": "Calibration error (ECE)",
+    "perplexity": "Perplexity",
+    "bits_per_byte": "Bits per byte",
     "loss": "Loss",
 }
 
@@ -27,19 +30,29 @@ def metric_name(metric: str) -> str:
     return _METRIC_NAMES.get(metric, metric)
 
 
+def metric_inside(metric: str) -> str:
+    """The name within a sentence: "perplexity", but "F1" and "MCC"."""
+    name = metric_name(metric)
+    return name if name[:2].isupper() else f"{name[0].lower()}{name[1:]}"
+
+
 def lower_is_better(metric: str) -> bool:
     return metric == "loss" or metric in LOWER_IS_BETTER
 
 
 def score(value: float | None) -> str:
-    """A metric, to three digits."""
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:.3f}"
+    """A metric, to three digits; in whole numbers from 1,000 on, as a perplexity may be."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if abs(value) >= _HUGE:
+        return small(value)
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def signed(value: float) -> str:
     """A difference of metrics, with its sign; what rounds to nothing has none."""
-    text = f"{value:+.3f}"
-    return text[1:] if float(text) == 0 else text
+    text = score(abs(value))
+    return text if text == "0.000" else f"{'-' if value < 0 else '+'}{text}"
 
 
 def interval(bounds: tuple[float, float] | None) -> str:
@@ -66,8 +79,8 @@ def count(value: float | None) -> str:
     return NOTHING if value is None else f"{value:,.0f}"
 
 
-def rows(value: int) -> str:
-    return f"{value:,} row{'' if value == 1 else 's'}"
+def rows(value: int, unit: str = "row") -> str:
+    return f"{value:,} {unit}{'' if value == 1 else 's'}"
 
 
 def percent(part: float, whole: float = 1.0) -> str:

@@ -9,16 +9,17 @@ import heapq
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ftkit import files
 from ftkit.records import EvalReport, TrainSummary
+from ftkit.report.texts import LONGEST_TEXT, Texts, is_window, read_texts
 
 WORST_ERRORS = 20
-LONGEST_TEXT = 4000
 
 Record = TypeVar("Record")
 
@@ -47,7 +48,7 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """predictions.jsonl in brief. ``against_baseline`` counts rows by (adapter right, baseline right)."""
+    """A classifier's predictions.jsonl in brief. ``against_baseline`` counts rows by (ours right, baseline right)."""
 
     rows: int
     wrong: int
@@ -57,7 +58,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All stages of one run."""
+    """All stages of one run. ``predictions`` is a classifier's, ``texts`` a language model's; one of them is None."""
 
     folder: Path
     recipe: str | None
@@ -66,15 +67,18 @@ class Story:
     train_log: Progress | None
     eval: EvalReport | None
     predictions: Predictions | None
+    texts: Texts | None
     merge: Mapping[str, Any] | None
     error: str | None
     has_adapter: bool
     has_merged: bool
+    has_model: bool
     exports: tuple[str, ...]
 
     @classmethod
     def read(cls, folder: Path) -> Story:
         exports = folder / "export"
+        predictions, texts = _predictions(folder / "predictions.jsonl")
         return cls(
             folder=folder,
             recipe=_text(folder / "recipe.yaml"),
@@ -82,11 +86,13 @@ class Story:
             train=_record(TrainSummary, folder / "train.json"),
             train_log=_progress(folder / "train.jsonl"),
             eval=_record(EvalReport, folder / "eval.json"),
-            predictions=_predictions(folder / "predictions.jsonl"),
+            predictions=predictions,
+            texts=texts,
             merge=_json(folder / "merge.json"),
             error=_text(folder / "error.txt"),
             has_adapter=(folder / "adapter").is_dir(),
             has_merged=(folder / "merged").is_dir(),
+            has_model=(folder / "model").is_dir(),
             exports=tuple(sorted(path.name for path in exports.iterdir())) if exports.is_dir() else (),
         )
 
@@ -102,6 +108,30 @@ class Story:
     @property
     def name(self) -> str:
         return str(self.planned("name") or self.folder.resolve().parent.name or self.folder.name)
+
+    @property
+    def task(self) -> str:
+        return self.eval.task if self.eval else str(self.planned("recipe", "task", "type") or "")
+
+    @property
+    def objective(self) -> str:
+        """What a language model predicts: "causal" or "masked"."""
+        return str(self.planned("recipe", "task", "objective") or "causal")
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether there is no base: the run's product is a model of its own and not an adapter."""
+        return self.planned("base", "source") == "from scratch" or (self.has_model and not self.has_adapter)
+
+    @property
+    def unit(self) -> str:
+        """What is measured, one by one."""
+        return "window" if self.task == "pretrain" else "row"
+
+    @property
+    def data_unit(self) -> str:
+        """What the data consists of."""
+        return "document" if self.task == "pretrain" else "row"
 
 
 def _text(path: Path) -> str | None:
@@ -150,14 +180,23 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _predictions(path: Path) -> Predictions | None:
-    """One pass that keeps the worst errors only: the file may have a line for each of many thousand rows."""
+def _predictions(path: Path) -> tuple[Predictions | None, Texts | None]:
+    """The first line tells which of the two it is."""
     if not path.is_file():
-        return None
+        return None, None
+    lines = _lines(path)
+    first = list(islice(lines, 1))
+    if any(is_window(line) for line in first):
+        return None, read_texts(chain(first, lines))
+    return _classified(chain(first, lines)), None
+
+
+def _classified(lines: Iterable[Mapping[str, Any]]) -> Predictions:
+    """One pass that keeps the worst errors only: the file may have a line for each of many thousand rows."""
     rows = wrong = 0
-    worst: list[tuple[float, int, dict[str, Any]]] = []
+    worst: list[tuple[float, int, Mapping[str, Any]]] = []
     against: Counter[tuple[bool, bool]] = Counter()
-    for rows, line in enumerate(_lines(path), start=1):
+    for rows, line in enumerate(lines, start=1):
         if line.get("baseline") is not None:
             against[line["correct"], _same(line["baseline"], line["reference"])] += 1
         if line["correct"]:

@@ -72,7 +72,8 @@ def render(story: Story) -> RenderableType:
 def _main_comparisons(report: EvalReport) -> list[tables.Compared]:
     """Accuracy and the metric of the headline, against the baseline; the report has all of them."""
     shown = {"accuracy", tables.main_metric(report)}
-    return [item for item in tables.compared(report) if item.second == "baseline" and item.metric in shown]
+    baselines = ("baseline", "unigram")
+    return [item for item in tables.compared(report) if item.second in baselines and item.metric in shown]
 
 
 def _tables(report: EvalReport, width: int) -> list[Table]:
@@ -88,7 +89,7 @@ def _table(report: EvalReport, found: tables.Results, models: Sequence[tables.Re
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(f"{report.split}, {numbers.rows(report.n)}", max_width=_METRIC_WIDTH)
+    table.add_column(f"{report.split}, {numbers.rows(report.n, report.unit)}", max_width=_METRIC_WIDTH)
     for model in models:
         table.add_column(_line(model.name), justify="right", max_width=_MODEL_WIDTH, overflow="fold")
     for place, metric in enumerate(found.metrics):
@@ -106,7 +107,7 @@ def _gate(report: EvalReport) -> list[Text]:
     if not report.gate.reasons:
         return [_marked("plain", wording.NO_GATE)]
     lines = [_marked("good" if reason.passed else "bad", wording.reason_line(reason)) for reason in report.gate.reasons]
-    undecided = wording.undecided_line(report.gate)
+    undecided = wording.undecided_line(report.gate, report.unit)
     if undecided:
         lines.append(_marked("open", f"{undecided}."))
     passed = report.gate.passed
@@ -117,9 +118,10 @@ def _places(story: Story) -> list[Text]:
     """Where things are, and what one would do next."""
     run = shlex.quote(untrusted.visible(str(story.folder)))
     present = [name for name in ("report.html", "README.md") if (story.folder / name).is_file()]
-    present += [f"{name}/" for name, there in (("adapter", story.has_adapter), ("merged", story.has_merged)) if there]
+    folders = {"adapter": story.has_adapter, "merged": story.has_merged, "model": story.has_model}
+    present += [f"{name}/" for name, there in folders.items() if there]
     lines = [_line(f"{run}: {', '.join(present)}") if present else _line(run)]
-    if story.eval is not None and story.has_adapter:
+    if story.eval is not None and (story.has_adapter or story.has_model):
         lines.append(_line(f'next: ftkit predict {run} --text "…"'))
     elif story.error is not None:
         lines.append(_line(f"details: {run}/error.txt"))

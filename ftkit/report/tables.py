@@ -9,9 +9,10 @@ from typing import Any
 from ftkit.records import ClassScore, Comparison, EvalReport
 from ftkit.report import numbers
 
-_MODEL_ORDER = ("majority", "baseline", "adapter", "model", "merged")
+_MODEL_ORDER = ("majority", "unigram", "baseline", "adapter", "model", "merged")
 _MODEL_NAMES = {
     "majority": "Majority class",
+    "unigram": "Token frequencies alone",
     "baseline": "Base model",
     "adapter": "Adapter",
     "merged": "Merged model",
@@ -108,14 +109,14 @@ def outcome(comparison: Comparison) -> str:
 
 def main_model(report: EvalReport) -> str:
     """The model that the run is about."""
-    return "adapter" if "adapter" in report.models else ordered_models(report)[-1]
+    return next((name for name in ("adapter", "model") if name in report.models), ordered_models(report)[-1])
 
 
 def main_metric(report: EvalReport) -> str:
-    """The metric of the headline: what the gate asks for, else F1, else the first."""
+    """The metric of the headline: what the gate asks for, else F1 or perplexity, else the first."""
     metrics = list(report.models[main_model(report)].metrics)
     asked = [reason.metric for reason in report.gate.reasons if reason.metric in metrics]
-    return next(iter([*asked, *(m for m in ("f1", "accuracy") if m in metrics), *metrics]))
+    return next(iter([*asked, *(m for m in ("f1", "accuracy", "perplexity") if m in metrics), *metrics]))
 
 
 def confused_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]], limit: int) -> list[Pair]:

@@ -12,6 +12,7 @@ from ftkit.report import numbers
 from ftkit.report.story import Story
 from ftkit.report.tables import Compared, main_metric, main_model, model_name, outcome
 
+_OTHERS = ("baseline", "majority", "unigram")  # what the headline compares with: the first that is there
 NO_GATE = "No condition was set: the recipe has no gate, so the result was not judged."
 
 
@@ -28,7 +29,7 @@ def headline(story: Story) -> Headline:
     if story.eval is None:
         return _without_evaluation(story)
     tone, label = _judged(story, story.eval.gate)
-    clauses = [_result(story.eval), _gate_clause(story.eval.gate), _proof_clause(story, story.eval.gate)]
+    clauses = [_result(story.eval), _gate_clause(story, story.eval.gate), _proof_clause(story, story.eval.gate)]
     return Headline(tone, label, "; ".join(clause for clause in clauses if clause) + ".")
 
 
@@ -50,11 +51,11 @@ def reason_line(reason: GateReason) -> str:
     return f"{numbers.metric_name(reason.metric)}: need {reason.need}, got {reason.got}"
 
 
-def undecided_line(verdict: Verdict) -> str:
+def undecided_line(verdict: Verdict, unit: str) -> str:
     """Empty where everything was decided."""
     if not verdict.undecided:
         return ""
-    return "Too few test rows to decide: " + "; ".join(numbers.metric_name(item) for item in verdict.undecided)
+    return f"Too few test {unit}s to decide: " + "; ".join(numbers.metric_name(item) for item in verdict.undecided)
 
 
 def proof_line(merge: Mapping[str, Any]) -> str:
@@ -62,12 +63,14 @@ def proof_line(merge: Mapping[str, Any]) -> str:
     allowed = merge.get("tolerance", {}).get("max_abs_logit_diff")
     limit = f" (allowed: {numbers.small(allowed)})" if allowed is not None else ""
     shown = "is the trained one" if merge["passed"] else "is not shown to be the trained one"
-    rows = f" on {numbers.rows(merge['rows'])}" if merge.get("rows") else ""
+    unit = merge.get("unit", "row")
+    rows = f" on {numbers.rows(merge['rows'], unit)}" if merge.get("rows") else ""
+    of_tokens = " of the tokens" if unit == "window" else ""
     metric = numbers.small(metric_diff(merge))
     return (
         f"The merged model {shown}:{rows} the largest logit difference is "
         f"{numbers.small(merge['max_abs_logit_diff'])}{limit}, the predictions agree on "
-        f"{agreement(merge['argmax_agreement'])}, and the metric differs by {metric}."
+        f"{agreement(merge['argmax_agreement'])}{of_tokens}, and the metric differs by {metric}."
     )
 
 
@@ -84,6 +87,27 @@ def metric_diff(merge: Mapping[str, Any]) -> float | None:
     return found
 
 
+def metric_notes(story: Story) -> str:
+    """What a reader must know of the metrics to read them right; empty where they need no word."""
+    report = story.eval
+    if report is None:
+        return ""
+    metrics = report.models[main_model(report)].metrics
+    notes = []
+    if {"precision", "recall", "f1"} & set(metrics) and report.metrics_average:
+        notes.append(f"Precision, recall and F1 are {report.metrics_average} averages.")
+    if "perplexity" in metrics and story.objective == "masked":
+        notes.append(
+            "Perplexity is that of the hidden tokens, the same ones for every model; it does not compare with the "
+            "perplexity of a model that writes."
+        )
+    elif "perplexity" in metrics:
+        notes.append("Perplexity is per token and compares only between models with the same tokens.")
+    if "bits_per_byte" in metrics:
+        notes.append("Bits per byte does not depend on the tokens.")
+    return " ".join(notes)
+
+
 def first_line(error: str) -> str:
     """The line of error.txt that says what happened: the first, or the last of a traceback."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
@@ -94,12 +118,13 @@ def first_line(error: str) -> str:
 
 
 def _without_evaluation(story: Story) -> Headline:
+    product = "model" if story.from_scratch else "adapter"
     if story.error is None:
         return Headline("plain", "Not finished", "This run has no evaluation yet; what it has so far stands below.")
     if story.train is None:
-        why = f"Training failed: {first_line(story.error)}. There is no adapter and nothing was measured."
+        why = f"Training failed: {first_line(story.error)}. There is no {product} and nothing was measured."
         return Headline("bad", "Training failed", why)
-    why = f"The adapter was trained, but its evaluation failed: {first_line(story.error)}. Nothing was measured."
+    why = f"The {product} was trained, but its evaluation failed: {first_line(story.error)}. Nothing was measured."
     return Headline("bad", "Not evaluated", why)
 
 
@@ -122,21 +147,26 @@ def _inside(model: str, task: str) -> str:
 
 def _result(report: EvalReport) -> str:
     model, metric = main_model(report), main_metric(report)
-    name, rows = numbers.metric_name(metric), f"{numbers.count(report.n)} held-out row{'' if report.n == 1 else 's'}"
+    name, rows = numbers.metric_name(metric), numbers.rows(report.n, f"held-out {report.unit}")
     value = numbers.score(report.models[model].metrics.get(metric))
-    for other in ("baseline", "majority"):
+    others = [other for other in _OTHERS if other in report.models]
+    for other in others:
         found = next((c for c in report.comparison.get(f"{model}_vs_{other}", ()) if c.metric == metric), None)
-        if found is not None and other in report.models:
+        if found is not None:
             against = numbers.score(report.models[other].metrics.get(metric))
             figures = f"{name} {value} against {against} on {rows} ({_difference(found)})"
-            return _claim(_inside(model, report.task), _inside(other, report.task), figures, found, report.n)
+            return _claim(_inside(model, report.task), _inside(other, report.task), figures, found, report)
     interval = report.models[model].ci95.get(metric)
     beside = f" (95% {numbers.interval(interval)})" if interval else ""
     subject = _inside(model, report.task)
-    return f"{subject[0].upper()}{subject[1:]} reaches {name} {value}{beside} on {rows}, compared with no other model"
+    reached = f"{subject[0].upper()}{subject[1:]} reaches {numbers.metric_inside(metric)} {value}{beside} on {rows}"
+    if not others:
+        return f"{reached}, compared with no other model"
+    against = numbers.score(report.models[others[0]].metrics.get(metric))
+    return f"{reached}, against {against} of {_inside(others[0], report.task)} (the difference was not tested)"
 
 
-def _claim(model: str, other: str, figures: str, found: Comparison, n: int) -> str:
+def _claim(model: str, other: str, figures: str, found: Comparison, report: EvalReport) -> str:
     came_out = outcome(found)
     if came_out == "better":
         return f"The {model.removeprefix('the ')} beats {other}: {figures}"
@@ -145,10 +175,10 @@ def _claim(model: str, other: str, figures: str, found: Comparison, n: int) -> s
     ahead = found.difference if not numbers.lower_is_better(found.metric) else -found.difference
     if abs(ahead) < NOTHING:
         return f"No difference between {model} and {other} is seen: {figures}"
-    needed = rows_to_decide(found, n)
+    needed = rows_to_decide(found, report.n)
     if needed is None:
         return f"The {model.removeprefix('the ')} does not beat {other}: {figures}, and is not shown to be worse either"
-    more = f"about {numbers.count(needed)} test rows would decide a difference of this size"
+    more = f"about {numbers.count(needed)} test {report.unit}s would decide a difference of this size"
     return f"It is not decided whether {model} beats {other}: {figures}; {more}"
 
 
@@ -156,13 +186,13 @@ def _difference(found: Comparison) -> str:
     return f"difference {numbers.signed(found.difference)}, 95% {numbers.interval(found.ci95)}"
 
 
-def _gate_clause(gate: Verdict) -> str:
+def _gate_clause(story: Story, gate: Verdict) -> str:
     if not gate.reasons:
         return "the recipe sets no condition" if gate.passed else "the gate is not met"
     if gate.passed:
         return "the gate is met"
     failed = ", ".join(reason_line(reason) for reason in gate.reasons if not reason.passed)
-    return f"the gate is not met ({failed}), so nothing was merged"
+    return f"the gate is not met ({failed})" + ("" if story.from_scratch else ", so nothing was merged")
 
 
 def _proof_clause(story: Story, gate: Verdict) -> str:
@@ -170,7 +200,8 @@ def _proof_clause(story: Story, gate: Verdict) -> str:
     if merge is None:
         if gate.passed and story.error is not None:
             return f"what came after failed: {first_line(story.error)}"
-        return "it was not merged, as the recipe asks" if story.planned("recipe", "merge") is False else ""
+        asked = story.planned("recipe", "merge") is False and not story.from_scratch
+        return "it was not merged, as the recipe asks" if asked else ""
     found = f"largest logit difference {numbers.small(merge['max_abs_logit_diff'])}"
     if merge["passed"]:
         return f"the merged model is the trained one ({found})"

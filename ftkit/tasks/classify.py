@@ -5,28 +5,19 @@ Training, evaluation, proof and predict all score through ``score``: there is no
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ftkit.errors import NotFinite, Problem, TrainingFailed
 from ftkit.records import Example
+from ftkit.tasks.batches import NOT_FINITE, Encoded, batches, padded
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ftkit.evals.statistics import Floats, Integers
-
-Encoded = dict[str, Any]
-
-_POOL = 50  # batches whose rows are sorted together
-# Padded tokens in one scoring batch. On a processor more would leave its cache: 872 rows of SST-2 took 2.8 s at 2,048
-# and 3.6 s at 8,192 (2 cores, 2026-11-25); a GPU wants more work at once.
-_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -48,56 +39,6 @@ def targets(examples: Sequence[Example], labels: Sequence[str], *, multi_label: 
     return found
 
 
-class TrainingRows:
-    """Encoded rows in an order that pads little: sorted by length within pools of 50 batches, the batches shuffled.
-
-    The order depends on seed and epoch alone, so a resumed run sees the rows that an uninterrupted one sees. The
-    longest batch comes first in the first epoch, so that memory runs out at once or not at all. Read in sequence.
-    """
-
-    def __init__(self, rows: Sequence[Encoded], batch_size: int, seed: int) -> None:
-        self._rows = rows
-        self._batch_size = batch_size
-        self._seed = seed
-        self._order = self._arrange(0)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, position: int) -> Encoded:
-        return self._rows[self._order[position]]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader at the start of each epoch, which counts from 0."""
-        self._order = self._arrange(epoch)
-
-    def rows_of_step(self, step: int) -> list[int]:
-        """The numbers of the rows that optimiser step ``step`` sees; steps count from 1 over all epochs."""
-        epoch, within = divmod(step - 1, math.ceil(len(self._rows) / self._batch_size))
-        return self._arrange(epoch)[within * self._batch_size : (within + 1) * self._batch_size]
-
-    def _arrange(self, epoch: int) -> list[int]:
-        shuffler = random.Random(f"{self._seed}/{epoch}")
-        order = list(range(len(self._rows)))
-        shuffler.shuffle(order)
-        batches: list[list[int]] = []
-        pool = _POOL * self._batch_size
-        for start in range(0, len(order), pool):
-            near = sorted(order[start : start + pool], key=self._length)
-            batches += [near[at : at + self._batch_size] for at in range(0, len(near), self._batch_size)]
-        # Only the last batch may be short, as the rows are cut into batches again by position.
-        short = [batch for batch in batches if len(batch) < self._batch_size]
-        full = [batch for batch in batches if len(batch) == self._batch_size]
-        shuffler.shuffle(full)
-        if epoch == 0 and full:
-            longest = max(range(len(full)), key=lambda number: max(map(self._length, full[number])))
-            full.insert(0, full.pop(longest))
-        return [row for batch in [*full, *short] for row in batch]
-
-    def _length(self, row: int) -> int:
-        return len(self._rows[row]["input_ids"])
-
-
 @dataclass(frozen=True, slots=True)
 class Collate:
     """Pads rows on the right to the longest of the batch."""
@@ -114,16 +55,6 @@ class Collate:
             kind = torch.float32 if self.multi_label else torch.int64
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
         return batch
-
-
-def padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """``input_ids`` and ``attention_mask`` [B, T], padded on the right."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad_token_id] * (width - len(row))] for row in rows])  # (B, T)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])  # (B, T)
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def weights_of(
@@ -173,9 +104,6 @@ def loss_function(
     return loss
 
 
-NOT_FINITE = "Likely causes, in order: learning_rate too high, bfloat16 on a base trained in float16, damaged weights."
-
-
 def score(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
@@ -205,18 +133,6 @@ def score(
     return logits
 
 
-def batches(order: Sequence[int], lengths: Sequence[int], device: str) -> Iterator[list[int]]:
-    """Row numbers that ascend in length, in batches of as many padded tokens as suit the device."""
-    batch: list[int] = []
-    for row in order:
-        if batch and lengths[row] * (len(batch) + 1) > _TOKENS_AT_ONCE[device]:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
 def probabilities(logits: Floats, *, multi_label: bool) -> Floats:
     """Softmax over the labels, or a sigmoid for each label of a multi-label task; [n, K]."""
     import numpy as np
@@ -232,10 +148,3 @@ def label_names(answers: Integers, labels: Sequence[str], *, multi_label: bool) 
     if multi_label:
         return [[label for label, given in zip(labels, row, strict=True) if given] for row in answers]
     return [[labels[number]] for number in answers]
-
-
-def chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of at most ``size`` rows, read as they are needed."""
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftkit.tasks.classify import batches, padded
+from ftkit.tasks.batches import batches, padded
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""The ``task`` and ``train`` sections of a recipe."""
+"""The ``task`` and ``train`` sections of a recipe. A new task joins the union ``Task``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,26 @@ class Classify(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all labels.")
 
 
-Task = Classify
+class Pretrain(Section):
+    """Language modelling on plain text: a base goes on learning, or a model is trained from scratch."""
+
+    type: Literal["pretrain"] = Field(description="The task.")
+    objective: Literal["causal", "masked"] = Field(
+        "causal", description="causal: predict the next token; masked: predict tokens that are hidden (BERT)."
+    )
+    packing: bool | None = Field(
+        None,
+        description="Put several documents into one window, without any seeing another. Left out: where the base's "
+        "attention keeps them apart.",
+    )
+    mask_share: float = Field(0.15, gt=0, lt=1, description="Share of the tokens to be predicted (masked objective).")
+    whole_word: bool = Field(False, description="Hide all tokens of a word together (masked objective).")
+    samples: int = Field(
+        4, ge=0, le=100, description="Test texts whose start is continued by base and trained model, side by side."
+    )
+
+
+Task = Annotated[Classify | Pretrain, Field(discriminator="type")]
 
 
 class Train(Section):
@@ -32,7 +51,9 @@ class Train(Section):
     epochs: float = Field(3, gt=0, description="Passes over the training rows.")
     batch_size: int = Field(32, ge=1, description="Rows in one optimiser step, whatever fits in memory at once.")
     learning_rate: float = Field(5e-4, gt=0, lt=1, description="Peak learning rate.")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt", "wsd"] = Field(
+        "linear", description="Learning rate after warm-up. wsd: constant, then falling over the last fifth."
+    )
     warmup: float = Field(0.06, ge=0, lt=1, description="Share of the steps in which the rate rises from 0.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
     max_length: int | None = Field(
@@ -40,6 +61,10 @@ class Train(Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of training. auto: bfloat16 where the device computes in it."
+    )
+    validations: int = Field(1, ge=1, description="How often an epoch scores the validation rows, evenly spread.")
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many validations without a better figure. Left out: train to the end."
     )
     seeds: int = Field(
         1, ge=1, le=20, description="Trainings with seeds from seed on; the first is kept, the others show the spread."

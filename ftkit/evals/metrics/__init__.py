@@ -7,7 +7,10 @@ The configuration name holds the setting: ``macro`` (the default), ``micro`` or 
 ``multilabel-`` for rows with any number of labels. Single-label rows are label numbers 0..K-1 of shape [n],
 multi-label rows are 0 or 1 of shape [n, K], probabilities are of shape [n, K].
 
-Beside ``compute``, a module gives ``resample(weights, *, references, predictions, probabilities)``: the metric in each
+Those of language models (perplexity, bits_per_byte) have no configuration. A row of theirs is a window of text:
+``nll`` [n] is the negative log-likelihood of its predicted tokens in nats, ``tokens`` and ``bytes`` [n] how many.
+
+Beside ``compute``, a module gives ``resample(weights, **inputs)``: the metric in each
 of B resamples, where ``weights`` [B, n] holds how often a resample drew each row. It returns [B] values, nan where the
 metric is undefined. Counts are then matrix products, and a bootstrap takes a fraction of a second.
 A new metric is a file here, its name in ``MetricName`` (ftkit/evals/section.py), and a line in

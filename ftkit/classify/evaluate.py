@@ -18,14 +18,14 @@ from ftkit.evals.loading import load_metrics, measure
 from ftkit.evals.thresholds import apply_thresholds, tune_thresholds
 from ftkit.files import write_json, write_jsonl
 from ftkit.models.base import (
-    Classifier,
+    Loaded,
     inference_mode,
     load_classifier,
     load_tokenizer,
     with_saved_adapter,
 )  # fmt: skip
 from ftkit.models.hardware import Machine
-from ftkit.plan import Plan
+from ftkit.plan.labelled import LabelledPlan
 from ftkit.records import EvalReport, Example, as_json
 from ftkit.rundir import RunDir, read_log
 from ftkit.tasks import probe
@@ -49,38 +49,41 @@ class Evaluation:
     logits: Floats
 
 
-def load_base(plan: Plan, *, seed: int, quantize: bool, machine: Machine, dtype: Any = None) -> tuple[Classifier, Any]:
+def load_base(
+    plan: LabelledPlan, *, seed: int, quantize: bool, machine: Machine, dtype: Any = None
+) -> tuple[Loaded, Any]:
     """The plan's base with a fresh head, and its tokenizer; quantised as the adapter asks where ``quantize``."""
     import torch
 
-    recipe = plan.recipe
-    tokenizer = load_tokenizer(plan.files, max_length=plan.max_length, trust_remote_code=recipe.base.trust_remote_code)
+    tokenizer = load_tokenizer(plan.files, max_length=plan.max_length, trust_remote_code=plan.base.trust_remote_code)
 
-    def load(skip: tuple[str, ...] | None) -> Classifier:
+    def load(skip: tuple[str, ...] | None) -> Loaded:
         return load_classifier(
             plan.files,
             plan.labels,
-            multi_label=recipe.task.multi_label,
+            multi_label=plan.task.multi_label,
             pad_token_id=tokenizer.pad_token_id,
             dtype=dtype or torch.float32,
             seed=seed,
-            trust_remote_code=recipe.base.trust_remote_code,
+            trust_remote_code=plan.base.trust_remote_code,
             skip_quantising=skip,
         )
 
     classifier = load(None)
-    if quantize and recipe.adapter.quantize:
+    if quantize and plan.adapter.quantize:
         # The head is known from a first, unquantised load; 4-bit weights cannot be told apart afterwards.
         classifier = load(classifier.head)
     classifier.model.to(machine.device)
     return classifier, tokenizer
 
 
-def validator(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Callable[[PreTrainedModel], dict[str, float]] | None:
+def validator(
+    plan: LabelledPlan, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[PreTrainedModel], dict[str, float]] | None:
     """A function that scores the validation rows as the test rows are scored; None without validation rows."""
     if not plan.splits.valid:
         return None
-    multi_label = plan.recipe.task.multi_label
+    multi_label = plan.task.multi_label
     rows = encode(tokenizer, [example.text for example in plan.splits.valid], plan.max_length)
     references = targets(plan.splits.valid, plan.labels, multi_label=multi_label)
     metrics = load_metrics(
@@ -97,13 +100,15 @@ def validator(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Callable[[PreTr
     return validate
 
 
-def evaluate(plan: Plan, run: RunDir, seeds: Mapping[int, Path], *, machine: Machine, console: Console) -> Evaluation:
+def evaluate(
+    plan: LabelledPlan, run: RunDir, seeds: Mapping[int, Path], *, machine: Machine, console: Console
+) -> Evaluation:
     """Loads base and adapter from disk as a user would, and measures them beside the baselines.
 
     ``seeds``: the adapters of the same training with other seeds. Writes predictions.jsonl and eval.json. Raises
     NotProved where the adapter on disk is not the one that was trained.
     """
-    recipe, multi_label = plan.recipe, plan.recipe.task.multi_label
+    recipe, multi_label = plan.recipe, plan.task.multi_label
     # Another seed than training's: a head that was not saved would be random here, and show.
     classifier, tokenizer = load_base(plan, seed=recipe.train.seed + 1, quantize=True, machine=machine)
     inference_mode(classifier.model)
@@ -134,13 +139,15 @@ def evaluate(plan: Plan, run: RunDir, seeds: Mapping[int, Path], *, machine: Mac
     return Evaluation(report, model, tokenizer, logits)
 
 
-def _of_seed(plan: Plan, adapter: Path, rows: list[list[int]], references: Integers, machine: Machine) -> Scored:
+def _of_seed(
+    plan: LabelledPlan, adapter: Path, rows: list[list[int]], references: Integers, machine: Machine
+) -> Scored:
     """Another seed's adapter on the test rows, on a base of its own and with thresholds of its own."""
     classifier, tokenizer = load_base(plan, seed=plan.recipe.train.seed + 1, quantize=True, machine=machine)
     model = with_saved_adapter(classifier.model, adapter)
     inference_mode(model)
     logits = score(model, rows, pad_token_id=tokenizer.pad_token_id)
-    found = probabilities(logits, multi_label=plan.recipe.task.multi_label)
+    found = probabilities(logits, multi_label=plan.task.multi_label)
     return scored_on(plan, references, found, _thresholds(plan, model, tokenizer))
 
 
@@ -151,9 +158,9 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - started, 3)
 
 
-def scored_on(plan: Plan, references: Integers, found: Floats, thresholds: tuple[float, ...]) -> Scored:
+def scored_on(plan: LabelledPlan, references: Integers, found: Floats, thresholds: tuple[float, ...]) -> Scored:
     """Scores probabilities [n, K] on the test rows by the recipe's settings."""
-    multi_label = plan.recipe.task.multi_label
+    multi_label = plan.task.multi_label
     return score_classification(
         references,
         found,
@@ -166,10 +173,10 @@ def scored_on(plan: Plan, references: Integers, found: Floats, thresholds: tuple
 
 
 def _baselines(
-    plan: Plan, classifier: Classifier, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], console: Console
+    plan: LabelledPlan, classifier: Loaded, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], console: Console
 ) -> dict[str, Floats]:
     """Probabilities of the majority class and of the linear probe on the test rows."""
-    multi_label, labels = plan.recipe.task.multi_label, len(plan.labels)
+    multi_label, labels = plan.task.multi_label, len(plan.labels)
     references = targets(plan.splits.train, plan.labels, multi_label=multi_label)
     chosen = probe.sample(len(plan.splits.train), plan.recipe.train.seed)
     seen = encode(tokenizer, [plan.splits.train[row].text for row in chosen], plan.max_length)
@@ -184,7 +191,7 @@ def _baselines(
     }
 
 
-def _check_reload(plan: Plan, run: RunDir, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_reload(plan: LabelledPlan, run: RunDir, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """The adapter from disk must score the validation rows as the trained model did when it was saved."""
     validate = validator(plan, tokenizer)
     noted: list[Any] = [row["valid"] for row in read_log(run.train_log) if row.get("best")]
@@ -196,11 +203,11 @@ def _check_reload(plan: Plan, run: RunDir, model: PreTrainedModel, tokenizer: Pr
         raise NotProved("the adapter on disk is not the trained one", [Problem("", str(run.adapter), message)])
 
 
-def _thresholds(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[float, ...]:
+def _thresholds(plan: LabelledPlan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[float, ...]:
     """Tuned on the validation rows where the recipe asks for it; else none."""
     if plan.recipe.eval.threshold != "tune":
         return ()
-    multi_label = plan.recipe.task.multi_label
+    multi_label = plan.task.multi_label
     rows = encode(tokenizer, [example.text for example in plan.splits.valid], plan.max_length)
     found = probabilities(score(model, rows, pad_token_id=tokenizer.pad_token_id), multi_label=multi_label)
     references = targets(plan.splits.valid, plan.labels, multi_label=multi_label)
@@ -208,7 +215,7 @@ def _thresholds(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 
 def _report(
-    plan: Plan,
+    plan: LabelledPlan,
     scored: dict[str, Scored],
     thresholds: tuple[float, ...],
     seconds: dict[str, float],
@@ -221,11 +228,11 @@ def _report(
     models = {name: each.scores for name, each in scored.items()}
     rows = len(plan.splits.test)
     return EvalReport(
-        task=plan.recipe.task.type,
+        task=plan.task.type,
         split="test",
         n=rows,
         labels=plan.labels,
-        multi_label=plan.recipe.task.multi_label,
+        multi_label=plan.task.multi_label,
         data_sha256=examples_sha256(plan.splits.test),
         metrics_average=plan.recipe.eval.average,
         seed=plan.recipe.train.seed,
@@ -238,8 +245,10 @@ def _report(
     )
 
 
-def _write_predictions(path: Path, plan: Plan, found: Floats, predictions: Integers, baseline: Integers) -> None:
-    multi_label = plan.recipe.task.multi_label
+def _write_predictions(
+    path: Path, plan: LabelledPlan, found: Floats, predictions: Integers, baseline: Integers
+) -> None:
+    multi_label = plan.task.multi_label
     ours = label_names(predictions, plan.labels, multi_label=multi_label)
     theirs = label_names(baseline, plan.labels, multi_label=multi_label)
 

@@ -1,32 +1,35 @@
-"""From a recipe to all that is decided before a weight is loaded: the base's files, the rows, and every open value."""
+"""The plan of a classification: labelled rows in memory, the base's files, and every open value decided."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ftkit import __version__, provenance
 from ftkit.data.checks import Preflight, preflight
+from ftkit.data.findings import Finding
 from ftkit.data.lengths import too_long
 from ftkit.data.splits import Splits, examples_sha256, make_splits
 from ftkit.errors import DataError, Problem, RecipeError
+from ftkit.models.adapters import Adapter
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
+from ftkit.plan import common
 from ftkit.recipe.load import LoadedRecipe
-from ftkit.recipe.schema import Recipe
-from ftkit.records import Decision, as_json
-from ftkit.section import Section
+from ftkit.recipe.schema import Base, Recipe
+from ftkit.records import Decision
+from ftkit.tasks.section import Classify
 
-DEFAULT = "default"
 _LENGTH_WITHOUT_TOKENIZER = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LabelledPlan:
     """A checked recipe with its data in memory. ``max_length`` and ``labels`` are those that training will use."""
 
     loaded: LoadedRecipe
+    base: Base
+    task: Classify
+    adapter: Adapter
     files: BaseFiles
     splits: Splits
     preflight: Preflight
@@ -50,54 +53,42 @@ class Plan:
         """labels.json: what a program needs to read the scores of the model beside it."""
         return {
             "labels": list(self.labels),
-            "multi_label": self.recipe.task.multi_label,
+            "multi_label": self.task.multi_label,
             "thresholds": list(thresholds),
             "max_length": self.max_length,
         }
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return self.preflight.findings
+
+    @property
+    def summary(self) -> str:
+        rows = ", ".join(f"{count:,} {name}" for name, count in self.preflight.rows.items())
+        return f"{rows} rows; labels {', '.join(self.labels[:8])}{' …' if len(self.labels) > 8 else ''}"
+
     def document(self, machine: Machine | None, precision: str | None) -> dict[str, Any]:
         """plan.json."""
         checks = self.preflight
-        return {
-            "ftkit": __version__,
-            "name": self.recipe.name,
-            "command": provenance.run_command(str(self.loaded.path), self.loaded.overrides),
-            "created": provenance.now(),
-            "recipe": self.recipe.model_dump(mode="json"),
-            "recipe_sha256": self.loaded.sha256,
-            "decisions": [as_json(decision) for decision in self.decisions],
-            "base": {
-                "ref": self.recipe.base.model,
-                "source": self.files.source,
-                "folder": str(self.files.folder) if self.files.source == "folder" else None,
-                "revision": self.files.revision,
-                "sha256": self.files.sha256() if machine else None,
-                "licence": self.files.licence(),
+        data = {
+            "files": common.sources_document(self.splits.sources),
+            "licence": self.recipe.data.licence,
+            "sha256": examples_sha256(self.splits.test),
+            "splits": checks.rows,
+            "labels": list(checks.labels),
+            "per_label": checks.counts,
+            "lengths": {
+                "max_length": self.max_length,
+                "splits": {name: asdict(lengths) for name, lengths in checks.lengths.items()},
+                "longest": max((lengths.longest for lengths in checks.lengths.values()), default=None),
+                "histogram": _histogram(checks),
+                "truncated": checks.truncated,
             },
-            "data": {
-                "files": [
-                    {"path": file.source, "split": file.split, "sha256": file.sha256, "rows": file.rows}
-                    for file in self.splits.sources
-                ],
-                "licence": self.recipe.data.licence,
-                "sha256": examples_sha256(self.splits.test),
-                "splits": checks.rows,
-                "labels": list(checks.labels),
-                "per_label": checks.counts,
-                "lengths": {
-                    "max_length": self.max_length,
-                    "splits": {name: asdict(lengths) for name, lengths in checks.lengths.items()},
-                    "longest": max((lengths.longest for lengths in checks.lengths.values()), default=None),
-                    "histogram": _histogram(checks),
-                    "truncated": checks.truncated,
-                },
-                "leakage": [asdict(leak) for leak in checks.leakage],
-                "findings": [asdict(finding) for finding in checks.findings],
-            },
-            "versions": provenance.versions(),
-            "machine": {**asdict(machine), "precision": precision} if machine else None,
-            "seed": self.recipe.train.seed,
+            "leakage": [asdict(leak) for leak in checks.leakage],
+            "findings": [asdict(finding) for finding in checks.findings],
         }
+        base = common.base_document(self.base, self.files, weights=machine is not None)
+        return common.document(self.loaded, self.decisions, base=base, data=data, machine=machine, precision=precision)
 
 
 def _histogram(checks: Preflight) -> list[dict[str, int]]:
@@ -105,44 +96,37 @@ def _histogram(checks: Preflight) -> list[dict[str, int]]:
     return [] if train is None else [{"upto": upto, "count": count} for upto, count in train.histogram]
 
 
-def make_plan(loaded: LoadedRecipe, *, weights: bool) -> Plan:
+def plan_labelled(loaded: LoadedRecipe, *, weights: bool) -> LabelledPlan:
     """Opens the data, finds the base and checks both; ``weights=False`` needs the base's small files only.
 
     Raises DataError and RecipeError for what is wrong with the data or does not fit it, MachineError for a base that
     is not to be had.
     """
     recipe = loaded.recipe
+    task, base, adapter = recipe.task, recipe.base, recipe.adapter
+    assert isinstance(task, Classify)  # the recipe's rules see to all three
+    assert isinstance(base, Base)
+    assert adapter is not None
     folder = loaded.path.resolve().parent
-    splits = make_splits(recipe.data, folder, seed=recipe.train.seed, multi_label=recipe.task.multi_label)
-    files = locate(recipe.base.model, folder, weights=weights)
+    splits = make_splits(recipe.data, folder, seed=recipe.train.seed, multi_label=task.multi_label)
+    files = locate(base.model, folder, weights=weights)
     files.config()
     if weights:
         files.weights()
     checks = preflight(
         splits,
         recipe.data,
-        labels=recipe.task.labels,
-        multi_label=recipe.task.multi_label,
-        weighted=recipe.task.class_weights != "none",
+        labels=task.labels,
+        multi_label=task.multi_label,
+        weighted=task.class_weights != "none",
         base=files.folder,
         max_length=recipe.train.max_length,
     )
-    _check_fit(loaded, splits, checks)
+    _check_fit(loaded, task, splits, checks)
     max_length, decisions = _max_length(checks)
     chosen = (*splits.decisions, *checks.decisions, *decisions)
-    decided = {decision.key for decision in chosen}
-    defaults = tuple(found for found in _defaults(recipe) if found.key not in decided)
-    return Plan(loaded, files, splits, checks, max_length, (*chosen, *defaults))
-
-
-def _defaults(section: Section, above: str = "") -> Iterator[Decision]:
-    """The keys that the recipe leaves out and that keep a fixed value."""
-    for name in type(section).model_fields:
-        value, key = getattr(section, name), f"{above}{name}"
-        if isinstance(value, Section):
-            yield from _defaults(value, f"{key}.")
-        elif name not in section.model_fields_set and value is not None and value != {}:
-            yield Decision(key, value, DEFAULT)
+    decided = (*chosen, *common.defaults(recipe, chosen))
+    return LabelledPlan(loaded, base, task, adapter, files, splits, checks, max_length, decided)
 
 
 def _max_length(checks: Preflight) -> tuple[int, tuple[Decision, ...]]:
@@ -153,13 +137,13 @@ def _max_length(checks: Preflight) -> tuple[int, tuple[Decision, ...]]:
     return length, (Decision("train.max_length", length, why),)
 
 
-def _check_fit(loaded: LoadedRecipe, splits: Splits, checks: Preflight) -> None:
+def _check_fit(loaded: LoadedRecipe, task: Classify, splits: Splits, checks: Preflight) -> None:
     """What only recipe and data together can tell."""
     recipe, problems = loaded.recipe, []
     if recipe.train.max_length is not None and (wrong := too_long(recipe.train.max_length, checks.positions)):
         problems.append(Problem(loaded.where("train", "max_length"), "train.max_length", wrong))
     if recipe.eval.threshold == "tune":
-        if not recipe.task.multi_label and len(checks.labels) != 2:
+        if not task.multi_label and len(checks.labels) != 2:
             message = f"tune needs two labels, or a multi-label task; train has {len(checks.labels)}. Write fixed."
             problems.append(Problem(loaded.where("eval", "threshold"), "eval.threshold", message))
         if not splits.valid:
@@ -167,7 +151,7 @@ def _check_fit(loaded: LoadedRecipe, splits: Splits, checks: Preflight) -> None:
             problems.append(Problem(loaded.where("eval", "threshold"), "eval.threshold", message))
     if problems:
         raise RecipeError.in_file(str(loaded.path), problems)
-    weights = recipe.task.class_weights
+    weights = task.class_weights
     strangers = [] if isinstance(weights, str) else [label for label in weights if label not in checks.labels]
     if strangers:
         message = f"no row has the label {strangers[0]}. Labels here: {', '.join(checks.labels)}."

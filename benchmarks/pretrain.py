@@ -1,0 +1,141 @@
+"""Continued pretraining: ftkit against the plain script on the same rows, in turn, both adapters scored alike.
+
+    python benchmarks/pretrain.py                                       # tiny-lm on the documentation of some packages
+    python benchmarks/pretrain.py --base FOLDER --train a.txt --test b.txt
+
+Lines of the texts are the documents; longer ones are cut to what the model holds, as the plain script would drop the
+rest. Prints each run and the ratios, to be quoted with the machine and what else it was doing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("asyncio", "email", "logging", "multiprocessing", "unittest", "xml")
+RECIPE = """\
+name: benchmark
+base: {base}
+task: {{type: pretrain, packing: true, samples: 0}}
+data: {{train: train.jsonl, test: test.jsonl, valid: 0%, clean: {{duplicates: keep, test_overlap: keep}}}}
+adapter: {{type: lora, r: 16, alpha: 32}}
+train: {{epochs: {epochs}, batch_size: 8, learning_rate: {rate}, max_length: {length}, seed: {seed}}}
+merge: false
+"""
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--base", default="ftkit/tiny-lm")
+    options.add_argument("--train", type=Path)
+    options.add_argument("--test", type=Path)
+    options.add_argument("--epochs", type=float, default=1)
+    options.add_argument("--rate", type=float, default=2e-4)
+    options.add_argument("--length", type=int, default=512)
+    options.add_argument("--seeds", type=int, nargs="+", default=[42])
+    given = options.parse_args()
+    busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores{busy}")
+    base = base_folder(given.base)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train, test = lines(given.train, given.test)
+        for side, texts in (("train", train), ("test", test)):
+            rows = [json.dumps({"text": text}) for text in within(base, texts, given.length)]
+            (folder / f"{side}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        pairs = [(plain(folder, base, given, seed), ours(folder, base, given, seed)) for seed in given.seeds]
+        for (theirs, mine), seed in zip(pairs, given.seeds, strict=True):
+            scored = losses(folder, base, given, seed)
+            print(f"seed {seed}: tokens/s plain {theirs['speed']:,.0f}, ftkit {mine['speed']:,.0f}, ", end="")
+            print(f"ratio {mine['speed'] / theirs['speed']:.2f}; peak memory {theirs['memory']:,} and ", end="")
+            print(f"{mine['memory']:,} MiB; test loss base {scored['base']:.4f}, plain {scored['plain']:.4f}, ", end="")
+            print(f"ftkit {scored['ftkit']:.4f}; tokens {theirs['tokens']:,} and {mine['tokens']:,}")
+
+
+def base_folder(base: str) -> Path:
+    from ftkit.models.locate import locate
+
+    return locate(base, Path.cwd(), weights=True).folder
+
+
+def lines(train: Path | None, test: Path | None) -> tuple[list[str], list[str]]:
+    """Documents to train on and to score; every tenth of the packages' where no files are given."""
+    if train and test:
+        return tuple([line for line in path.read_text("utf-8").splitlines() if line.strip()] for path in (train, test))
+    from ftkit.data.docstrings import read_docstrings
+    from ftkit.data.section import Docstrings
+
+    texts = [str(row.values["text"]) for row in read_docstrings(Docstrings(docstrings=PACKAGES))]
+    return [text for at, text in enumerate(texts) if at % 10], texts[::10]
+
+
+def within(base: Path, texts: list[str], length: int) -> Iterator[str]:
+    """The texts, cut so that start and end token still fit."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        kept = text if len(ids) <= length - 4 else tokenizer.decode(ids[: length - 4])
+        if kept.strip():
+            yield kept
+
+
+def plain(folder: Path, base: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "plain_pretrain.py"), str(base), str(folder / "train.jsonl")]
+    command += [str(folder / f"plain-{seed}"), "--seed", str(seed), "--epochs", str(given.epochs)]
+    command += ["--rate", str(given.rate), "--max-length", str(given.length)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
+    return {"speed": found["tokens"] / found["seconds"], "memory": found["peak_rss_mb"], "tokens": found["tokens"]}
+
+
+def ours(folder: Path, base: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
+    recipe = folder / f"{seed}.yaml"
+    text = RECIPE.format(base=base, epochs=given.epochs, rate=given.rate, length=given.length, seed=seed)
+    recipe.write_text(text, encoding="utf-8")
+    environment = {**ENVIRONMENT, "FTKIT_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "ftkit", "run", str(recipe), "--out", str(folder / f"ftkit-{seed}")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found = json.loads((folder / f"ftkit-{seed}" / "train.json").read_text("utf-8"))
+    return {"speed": found["tokens_per_s"], "memory": found["peak_rss_mb"], "tokens": found["tokens"]}
+
+
+def losses(folder: Path, base: Path, given: argparse.Namespace, seed: int) -> dict[str, float]:
+    """Nats a token of base, plain adapter and ftkit's on the test rows, all in float32 by one function."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ftkit.tasks.language import score
+    from ftkit.tasks.tokens import start_token
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = [json.loads(line)["text"] for line in (folder / "test.jsonl").read_text("utf-8").splitlines()]
+    start = start_token(tokenizer)
+    ids = [[start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in rows]
+    tokens = sum(len(row) - 1 for row in ids)
+    found = {}
+    for name, adapter in (("base", None), ("plain", f"plain-{seed}"), ("ftkit", f"ftkit-{seed}/adapter")):
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+        if adapter:
+            model = PeftModel.from_pretrained(model, folder / adapter)
+        found[name] = score(model.eval(), ids, pad_token_id=tokenizer.eos_token_id).nll.sum() / tokens
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The stages of a classification run: training, evaluation, and the merge."""

@@ -1,0 +1,1 @@
+"""From a recipe to all that is decided before a weight is loaded, for each task."""

@@ -1,0 +1,1 @@
+"""The stages of a pretraining run: tokens and windows, training, evaluation, and the merge."""

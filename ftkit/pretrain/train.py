@@ -1,0 +1,99 @@
+"""From prepared windows to a trained adapter, or to a model from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ftkit.console import Console
+from ftkit.files import write_json
+from ftkit.models.base import inference_mode, with_new_adapter
+from ftkit.models.hardware import Machine
+from ftkit.plan.text import TextPlan
+from ftkit.pretrain.prepare import HeldOut, Prepared, load_base
+from ftkit.records import as_json
+from ftkit.rundir import RunDir
+from ftkit.tasks import language, masked
+from ftkit.tasks.windows import IGNORED
+from ftkit.train import Job, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def train_run(
+    plan: TextPlan, prepared: Prepared, folder: RunDir, *, seed: int, machine: Machine, console: Console
+) -> None:
+    """Trains with ``seed`` and leaves ``adapter/`` or ``model/`` (with tokenizer) and train.json in the folder.
+
+    Goes on from the last checkpoint in the folder. Raises as ``train.train`` does.
+    """
+    adapter, windows = plan.adapter, prepared.windows
+
+    def build() -> PreTrainedModel:
+        loaded = load_base(plan, seed=seed, quantize=True, machine=machine, tokenizer=prepared.tokenizer)
+        return loaded.model if adapter is None else with_new_adapter(loaded, adapter)
+
+    hidden = prepared.masking
+    job = Job(
+        build=build,
+        adapted=adapter is not None,
+        rows=windows,
+        lengths=windows.lengths,
+        places=lambda row: plan.corpus.train.where(int(windows.pieces.document[windows.members(row)[0]])),
+        collate=language.Collate(prepared.pad_token_id)
+        if hidden is None
+        else masked.CollateMasked(hidden, prepared.pad_token_id, seed),
+        loss=None if hidden is None else masked.loss_function(),
+        validate=validator(prepared, prepared.valid, seed=plan.recipe.train.seed) if len(prepared.valid) else None,
+        best_by=plan.best_by,
+        lowest=True,
+        section=plan.recipe.train,
+        tokenizer=prepared.tokenizer,
+        lr_ratio=adapter.lr_ratio if adapter else None,
+        converted=adapter is not None and adapter.type == "lora" and adapter.init == "pissa",
+    )
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
+    prepared.tokenizer.save_pretrained(folder.model if adapter is None else folder.adapter)
+    write_json(folder.train, as_json(summary))
+
+
+def validator(prepared: Prepared, side: HeldOut, *, seed: int) -> Callable[[PreTrainedModel], dict[str, float]]:
+    """A function that scores a held-out side as the test windows are scored: loss in nats a token, and perplexity."""
+    import math
+
+    tokens = predicted(prepared, side, seed=seed)
+
+    def validate(model: PreTrainedModel) -> dict[str, float]:
+        inference_mode(model)
+        loss = float(scores(prepared, side, model, seed=seed).nll.sum() / tokens.sum())
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+
+    return validate
+
+
+def predicted(prepared: Prepared, side: HeldOut, *, seed: int) -> Any:
+    """The tokens that are predicted of each piece [n]."""
+    import numpy as np
+
+    if prepared.masking is None:
+        return side.tokens
+    rows = masked.hidden_rows(prepared.masking, side.rows, seed=seed)
+    return np.array([sum(label != IGNORED for label in labels) for _, labels in rows])
+
+
+def scores(
+    prepared: Prepared,
+    side: HeldOut,
+    model: PreTrainedModel,
+    *,
+    seed: int,
+    positions: Any = (),
+    advance: Callable[[int], None] | None = None,
+) -> language.Scores:
+    """The model's scores of a held-out side; ``seed`` decides what is hidden of it (masked objective)."""
+    options: dict[str, Any] = {"pad_token_id": prepared.pad_token_id, "positions": positions, "advance": advance}
+    if prepared.masking is None:
+        return language.score(model, side.rows, **options)
+    return masked.score(model, masked.hidden_rows(prepared.masking, side.rows, seed=seed), **options)
