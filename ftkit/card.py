@@ -109,8 +109,19 @@ def _uses(story: Story) -> list[tuple[str, _Markdown]]:
     return [(what, _code(code)) for what, code in found]
 
 
+def _shipped(story: Story) -> bool:
+    """Whether the base is the one that ftkit carries in its package."""
+    return str(story.planned("base", "source") or "").startswith("ftkit ")
+
+
+def _imports(story: Story) -> str:
+    return "from importlib.resources import files\n\n" if _shipped(story) else ""
+
+
 def _base_arguments(story: Story) -> str:
     """The base that was trained on, at its commit, as arguments of ``from_pretrained``."""
+    if _shipped(story):
+        return 'str(files("ftkit") / "tiny_lm")'
     name, _, revision = str(story.planned("base", "ref") or "the base model").partition("@")
     folder = story.planned("base", "folder")
     if folder:
@@ -127,7 +138,7 @@ def _classifier_adapter(story: Story) -> str:
     scores = "logits.sigmoid()" if _multi_label(story) else "logits.softmax(-1)"
     base = _base_arguments(story)
     return f"""\
-import json
+{_imports(story)}import json
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -166,7 +177,7 @@ print(tokenizer.decode(written[0], skip_special_tokens=True))
 
 def _causal_adapter(story: Story) -> str:
     return f"""\
-from peft import PeftModel
+{_imports(story)}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained({_base_arguments(story)})

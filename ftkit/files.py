@@ -77,6 +77,15 @@ def writing_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def settle(fresh: Path, final: Path) -> None:
+    """Gives a finished folder its final name; where another process made the same one meanwhile, that stays."""
+    try:
+        fresh.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal; read in pieces, so a file may be larger than memory."""
     with path.open("rb") as file:

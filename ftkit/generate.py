@@ -1,4 +1,4 @@
-"""Goes on with texts, or fills the gaps in them, with the language model of a run; the memory does not grow with them."""
+"""Goes on with texts, or fills the gaps in them, with the language model of a run, in constant memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ftkit.errors import DataError, Problem, RecipeError
 from ftkit.files import read_json
-from ftkit.models.base import inference_mode, load_language_model, load_tokenizer, with_saved_adapter
+from ftkit.models.base import Loaded, inference_mode, load_language_model, load_tokenizer, with_saved_adapter
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
 from ftkit.predict import base_address
@@ -94,27 +94,49 @@ def load_generator(run: RunDir, machine: Machine) -> Generator:
 
     Raises RecipeError where nothing is trained yet, MachineError where the base is not to be had.
     """
-    import torch
-
     folder = next((path for path in (run.merged, run.adapter, run.model) if path.is_dir()), None)
     if folder is None:
         fix = f"Train it first: ftkit run {run.recipe} --out {run.folder} --resume"
         raise RecipeError(f"{run.folder} has no trained model", [Problem("", "RUN", fix)])
     plan = read_json(run.plan)
-    objective = plan["recipe"]["task"]["objective"]
     length = int(plan["data"]["lengths"]["max_length"])
     own = BaseFiles(str(folder), "folder", folder, None)
-    adapted = folder == run.adapter
     tokenizer = load_tokenizer(own, max_length=length)
-    loaded = load_language_model(
-        locate(base_address(plan["base"]), Path.cwd(), weights=True) if adapted else own,
-        objective,
-        pad_token_id=int(str(tokenizer.pad_token_id)),
+    pad = int(str(tokenizer.pad_token_id))
+    if folder == run.adapter:
+        model = with_saved_adapter(_loaded(plan, _base(plan), pad).model, folder)
+    else:
+        model = _loaded(plan, own, pad).model
+    model.to(machine.device)
+    inference_mode(model)
+    return Generator(model, tokenizer, plan["recipe"]["task"]["objective"], length)
+
+
+def load_base(run: RunDir, machine: Machine, generator: Generator) -> PreTrainedModel | None:
+    """The run's base alone; None where there is none to compare with: from scratch, or without a head of its own."""
+    plan = read_json(run.plan)
+    if plan["base"]["ref"] is None:
+        return None
+    loaded = _loaded(plan, _base(plan), int(str(generator.tokenizer.pad_token_id)))
+    if loaded.head:
+        return None
+    loaded.model.to(machine.device)
+    inference_mode(loaded.model)
+    return loaded.model
+
+
+def _base(plan: dict[str, Any]) -> BaseFiles:
+    return locate(base_address(plan["base"]), Path.cwd(), weights=True)
+
+
+def _loaded(plan: dict[str, Any], files: BaseFiles, pad_token_id: int) -> Loaded:
+    import torch
+
+    return load_language_model(
+        files,
+        plan["recipe"]["task"]["objective"],
+        pad_token_id=pad_token_id,
         dtype=torch.float32,
         seed=0,
         trust_remote_code=bool(plan["recipe"]["base"].get("trust_remote_code", False)),
     )
-    model = with_saved_adapter(loaded.model, folder) if adapted else loaded.model
-    model.to(machine.device)
-    inference_mode(model)
-    return Generator(model, tokenizer, objective, length)

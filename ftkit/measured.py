@@ -20,10 +20,11 @@ from ftkit.evals.classification import Scored, compare, score_classification
 from ftkit.evals.section import Average, Eval
 from ftkit.evals.thresholds import apply_thresholds
 from ftkit.files import read_json
+from ftkit.measured_texts import compare_texts, evaluate_texts
 from ftkit.models.hardware import Machine
 from ftkit.predict import load_predictor
 from ftkit.records import EvalReport, Example, Verdict
-from ftkit.rundir import RunDir
+from ftkit.rundir import RunDir, task_of
 from ftkit.tasks.classify import targets
 
 if TYPE_CHECKING:
@@ -68,6 +69,13 @@ def compare_runs(runs: Sequence[RunDir]) -> EvalReport:
     if len(runs) < 2:
         raise RecipeError("one run alone", [Problem("", "RUN", "Give two runs or more.")])
     names = _names(runs)
+    tasks = {name: task_of(run) for name, run in zip(names, runs, strict=True)}
+    for name, task in tasks.items():
+        if task != tasks[names[0]]:
+            message = f"its task is {task}, that of {names[0]} is {tasks[names[0]]}. Give runs of one task."
+            raise DataError("the runs cannot be compared", [Problem("", name, message)])
+    if tasks[names[0]] != "classify":
+        return compare_texts(runs, names)
     measured = {name: read_measured(run) for name, run in zip(names, runs, strict=True)}
     first = measured[names[0]]
     for name, other in measured.items():
@@ -91,6 +99,8 @@ def evaluate_again(run: RunDir, source: str | None, machine: Machine) -> tuple[E
     """
     import numpy as np
 
+    if task_of(run) != "classify":
+        return evaluate_texts(run, source, machine), None
     before = read_measured(run)
     examples = before.examples if source is None else _examples(run, before, source)
     predictor = load_predictor(run, machine)

@@ -162,8 +162,10 @@ class _Training:
             found: PreTrainedModel = model.get_base_model()
             return found
         twin = self.job.build()
-        twin.load_state_dict(model.state_dict(), assign=True)
-        twin.tie_weights()
+        # The parameters themselves, tied ones under each of their names, so that both models stay one.
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            module, _, own = name.rpartition(".")
+            twin.get_submodule(module).register_parameter(own, weight)
         return twin
 
     def _trainer(self, model: PreTrainedModel) -> Trainer:
@@ -184,7 +186,7 @@ class _Training:
             "use_cpu": self.machine.device == "cpu",
             "dataloader_pin_memory": self.machine.device != "cpu",
             "train_sampling_strategy": "sequential",
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "save_strategy": "no",

@@ -18,7 +18,6 @@ if "CI" in os.environ:
     settings.load_profile("ci")
 
 
-
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
     """Corpora that tests read are kept in a folder of the session, for the commands that they start too."""

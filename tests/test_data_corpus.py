@@ -269,6 +269,12 @@ class TestCache:
         assert [rows(1, None), rows(2, None), rows(1, None)] == [20, 10, 20]
         assert [rows(1, "a"), rows(2, "b"), rows(2, "a")] == [20, 10, 20]
 
+    def test_a_tokenizer_that_counts_nothing_is_not_in_the_key(self, tmp_path, cache):
+        lines(tmp_path / "train.txt", (f"text {number}" for number in range(100)))
+        for counted_by in (None, "a", "b"):
+            read_corpus(data(), tmp_path, seed=1, counted_by=counted_by)
+        assert len(corpora(cache)) == 1
+
     def test_what_has_no_key_is_kept_by_what_came_out_of_it(self, tmp_path, cache):
         """The counts of cleaning may be equal where the texts are not: NFC and NFKC of these change one text each."""
         lines(tmp_path / "train.txt", ["ﬁ e\u0301", *(f"text {number}" for number in range(20))])

@@ -19,6 +19,7 @@ from tests.conftest import sentences, write_csv
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+ON_THE_HUB = sorted((ROOT / "recipes" / "hub").glob("*.yaml"))
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
@@ -32,14 +33,29 @@ def commands() -> list[str]:
     return [line for line in lines if line]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path not in ON_THE_HUB], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_a_shipped_recipe_holds_and_says_what_it_costs(path):
     done = subprocess.run(
         [sys.executable, "-m", "ftkit", "check", str(path), "--json"], capture_output=True, text=True, env=ENVIRONMENT
     )
     assert done.returncode == 0, done.stderr
     head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    text = "\n".join(head)
+    costs("\n".join(head), path)
+
+
+@pytest.mark.parametrize("path", ON_THE_HUB, ids=lambda path: path.name)
+def test_a_recipe_for_the_hub_holds_and_its_costs_are_marked_as_planned(path):
+    recipe = load(path)
+    assert recipe.recipe.name == path.stem
+    text = "\n".join(line for line in recipe.text.splitlines() if line.startswith("#"))
+    costs(text, path)
+    assert "Planned, not measured" in text
+
+
+def costs(text: str, path: Path) -> None:
+    """The head of a recipe says how to run it, and what that takes."""
     assert f"ftkit run {path.relative_to(ROOT).as_posix()}" in text
     assert re.search(r"\d+ (s|min)\b", text), "how long it takes"
     assert re.search(r"\d+ (MB|GB|MiB|GiB)\b", text), "how much memory it takes"

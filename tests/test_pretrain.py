@@ -412,3 +412,33 @@ def test_predict_goes_on_with_texts_and_fills_gaps(recipe, tmp_path):
     refused = predict("masked", "--text", "The cat")
     assert refused.returncode == 3
     assert "has none" in refused.stderr
+
+
+def test_a_run_is_measured_again_and_compared(recipe, tmp_path):
+    """On the run's own test file the figures come out as reported; runs of other texts or tasks are not compared."""
+    from ftkit.errors import DataError
+    from ftkit.measured import compare_runs, evaluate_again
+    from ftkit.models.hardware import inspect_machine
+    from ftkit.rundir import RunDir
+
+    one = run(Request(recipe(merge="false"), out=tmp_path / "one"), QUIET)
+    again, _ = evaluate_again(one, "test.jsonl", inspect_machine())
+    report = read(one.folder, "eval.json")
+    for name in ("baseline", "adapter"):
+        assert dict(again.models[name].metrics) == pytest.approx(report["models"][name]["metrics"], rel=1e-5)
+    assert again.unit == "window"
+    with pytest.raises(RecipeError, match="nothing to measure on"):
+        evaluate_again(one, None, inspect_machine())
+    scratch = "{init: llama, layers: 1, hidden: 64, vocab: 384, positions: 64}"
+    other = run(Request(recipe(base=scratch, adapter=None), out=tmp_path / "other"), QUIET)
+    compared = compare_runs([RunDir(one.folder), RunDir(other.folder)])
+    assert compared.unit == "document"  # another tokenizer: bytes are what both have
+    name = f"{tmp_path.name}/other"
+    assert dict(compared.models[name].metrics) == pytest.approx(
+        {"bits_per_byte": read(other.folder, "eval.json")["models"]["model"]["metrics"]["bits_per_byte"]}
+    )
+    write_stories(tmp_path / "more.jsonl", 30, 8)
+    data = "{train: train.jsonl, valid: valid.jsonl, test: more.jsonl}"
+    third = run(Request(recipe(data=data, merge="false"), out=tmp_path / "third"), QUIET)
+    with pytest.raises(DataError, match="cannot be compared"):
+        compare_runs([RunDir(one.folder), RunDir(third.folder)])

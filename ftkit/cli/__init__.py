@@ -107,7 +107,7 @@ def init(
 @app.command(epilog="Example: ftkit predict sentiment --text 'Worth every cent.'")
 def predict(
     run: Run,
-    text: Annotated[list[str] | None, typer.Option("--text", help="A text to label, or to go on with. Repeatable.")] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="A text to label or go on with. Repeatable.")] = None,
     file: Annotated[Path | None, typer.Option("--in", help="CSV, TSV, JSONL or Parquet with the text column.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where to write: .jsonl or .csv. Default: stdout.")] = None,
     column: Annotated[str | None, typer.Option("--column", help="The text column of --in.")] = None,

@@ -7,6 +7,7 @@ is read anew, and its folder is named by what came out.
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import tempfile
@@ -27,7 +28,16 @@ from ftkit.data.section import Clean, Data, Source, parse_share
 from ftkit.data.source import data_files, read_rows, source_sha256
 from ftkit.data.splits import HUB_SPLITS, SourceFile
 from ftkit.errors import Problem
-from ftkit.files import cache_folder, code_sha256, read_json, sha256_files, sha256_of, sha256_text, write_json
+from ftkit.files import (
+    cache_folder,
+    code_sha256,
+    read_json,
+    settle,
+    sha256_files,
+    sha256_of,
+    sha256_text,
+    write_json,
+)
 from ftkit.records import Decision
 
 if TYPE_CHECKING:
@@ -76,11 +86,24 @@ def read_corpus(
             _Reader(data, folder, writer, seed, count_tokens).read(sources)
         final = cached or cache_folder() / f"corpus-{sha256_files(sorted(fresh.iterdir()))[:32]}"
         if not (final / _META).exists():
-            shutil.rmtree(final, ignore_errors=True)
-            fresh.rename(final)
+            settle(fresh, final)
         return _load(final)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def read_held_out(source: Source, data: Data, folder: Path) -> Documents:
+    """The documents of one more source, cleaned as ``data`` cleans valid and test. Raises as ``read_corpus`` does."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".texts-", dir=cache_folder()))
+    atexit.register(shutil.rmtree, fresh, ignore_errors=True)
+    with closing(Writer(fresh)) as writer:
+        reader = _Reader(data, folder, writer, 0, None)
+        reader.read_source("test", 0, source, 1)
+        table = writer.take()
+    if not len(table):
+        raise data_error(str(source), [Problem("", "", _nothing_left(reader.cleaner))])
+    return Documents(fresh, table, writer.files)
 
 
 def _sources(data: Data) -> dict[Side, tuple[Source, ...]]:
@@ -108,7 +131,9 @@ def _key(
     data: Data, sources: dict[Side, tuple[Source, ...]], folder: Path, seed: int, counted_by: str | None
 ) -> str | None:
     """None where the sources alone do not tell what is read: one is on the hub, or its tokens are counted."""
-    if data.max_tokens is not None and counted_by is None:
+    if data.max_tokens is None:
+        counted_by = None  # nothing is counted
+    elif counted_by is None:
         return None
     digests = [
         [side, str(source), source_sha256(source, folder)] for side, listed in sources.items() for source in listed
@@ -135,7 +160,7 @@ class _Reader:
         for side in ("test", "valid", "train"):
             if side in sources:
                 for number, source in enumerate(sources[side]):
-                    self._read_source(side, number, source, len(sources[side]))
+                    self.read_source(side, number, source, len(sources[side]))
                 tables[side] = self.writer.take()
                 if not len(tables[side]):
                     raise data_error(_listed(sources[side]), [Problem("", f"data.{side}", _nothing_left(self.cleaner))])
@@ -156,7 +181,7 @@ class _Reader:
     def _left_out(self, side: Side) -> str:
         return "" if side in self.data.model_fields_set else "left out; "
 
-    def _read_source(self, side: Side, number: int, source: Source, of: int) -> None:
+    def read_source(self, side: Side, number: int, source: Source, of: int) -> None:
         rows = read_rows(
             source, self.folder, quoting=self.data.quoting, hub_split=HUB_SPLITS[side], split=self.data.split,
             stream=True,

@@ -108,7 +108,9 @@ class Data(Section):
     )
     clean: Clean = Field(Clean(), description="How the texts of a corpus are cleaned.")
     max_rows: int | None = Field(None, ge=1, description="Read so many rows of each train source at most.")
-    max_tokens: int | None = Field(None, ge=1, description="Read train until it has so many tokens.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Read train until it has so many tokens, counted before cleaning."
+    )
     weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)] | None = Field(
         None, description="Share of each train source in the tokens of an epoch; sources are repeated to reach it."
     )

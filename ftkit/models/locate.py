@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from ftkit import __version__
 from ftkit.errors import MachineError, Problem
 from ftkit.files import sha256_file, sha256_files
 from ftkit.reference import ModelRef
@@ -38,9 +39,14 @@ _PACKAGES = {
 }
 
 
+# A base that ftkit carries itself; recipes/ship_tiny_lm.py prints the digest.
+_SHIPPED = "ftkit/tiny-lm"
+_SHIPPED_SHA256 = "03f92e91a62c4f3491d93d4a3f39cce0e485d92a4ef8912b410b8d9dc82d1a42"
+
+
 @dataclass(frozen=True, slots=True)
 class BaseFiles:
-    """A base model on disk: its name, how it was found ("folder", "hub cache", "package …") and its folder."""
+    """A base model on disk: its name, how it was found ("folder", "hub cache", "package …", "ftkit …"), its folder."""
 
     name: str
     source: str
@@ -129,7 +135,19 @@ def locate(base: str, recipe_folder: Path, *, weights: bool) -> BaseFiles:
         raise MachineError(
             f"no folder {base}", [Problem("", "base", f"Looked in {folder}. Write an existing folder or a hub id.")]
         )
+    if ref.name == _SHIPPED:
+        return _shipped(ref)
     return _in_cache(ref, weights=weights) or _in_package(ref) or _from_hub(ref, weights=weights)
+
+
+def _shipped(ref: ModelRef) -> BaseFiles:
+    folder = Path(__file__).parent.parent / "tiny_lm"
+    weights = folder / "model.safetensors"
+    if ref.revision or not weights.exists() or sha256_file(weights) != _SHIPPED_SHA256:
+        why = f"there is no revision {ref.revision} of it" if ref.revision else f"{weights} has another digest"
+        fix = f"{why}. Write {_SHIPPED}, and install ftkit again if that does not help."
+        raise MachineError(f"{ref} is not what ftkit ships", [Problem("", "base", fix)])
+    return BaseFiles(ref.name, f"ftkit {__version__}", folder, None)
 
 
 def _in_package(ref: ModelRef) -> BaseFiles | None:

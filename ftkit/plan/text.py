@@ -12,6 +12,7 @@ from ftkit.data.documents import Documents
 from ftkit.data.findings import Finding, counted
 from ftkit.data.lengths import Lengths, max_positions, summary, token_lengths, too_long
 from ftkit.errors import Problem, RecipeError
+from ftkit.files import sha256_file
 from ftkit.models.adapters import Adapter
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
@@ -111,7 +112,13 @@ def plan_text(loaded: LoadedRecipe, *, weights: bool) -> TextPlan:
             files.weights()
     positions = max_positions(files.folder) if files else base.positions if isinstance(base, Scratch) else None
     _check_length(loaded, positions)
-    corpus = read_corpus(recipe.data, folder, seed=recipe.train.seed, count_tokens=_counter(files, loaded))
+    corpus = read_corpus(
+        recipe.data,
+        folder,
+        seed=recipe.train.seed,
+        count_tokens=_counter(files, loaded),
+        counted_by=_tokenizer_sha256(files),
+    )
     lengths = _lengths(corpus.train, files.folder if files else None)
     length, decision = _max_length(recipe.train.max_length, positions)
     chosen = (*corpus.decisions, *decision)
@@ -157,6 +164,11 @@ def _counter(files: BaseFiles | None, loaded: LoadedRecipe) -> CountTokens | Non
         return found
 
     return count
+
+
+def _tokenizer_sha256(files: BaseFiles | None) -> str | None:
+    path = files.folder / "tokenizer.json" if files else None
+    return sha256_file(path) if path and path.is_file() else None
 
 
 def _lengths(train: Documents, base: Path | None) -> Lengths | None:

@@ -7,44 +7,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftkit.console import Console
-from ftkit.data.documents import Documents
-from ftkit.errors import DataError, MachineError, Problem, RecipeError
+from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.files import sha256_text
-from ftkit.models.base import Loaded, load_language_model, load_tokenizer
-from ftkit.models.hardware import Machine
+from ftkit.models.base import Loaded, inference_mode, load_language_model, load_tokenizer
+from ftkit.models.hardware import Machine, training_dtype
 from ftkit.models.scratch import Scratch, build
 from ftkit.models.train_tokenizer import train_tokenizer
 from ftkit.plan import common
 from ftkit.plan.text import TextPlan
 from ftkit.records import Decision
+from ftkit.tasks.heldout import HeldOut, held_out, layout
 from ftkit.tasks.language import keeps_apart
 from ftkit.tasks.masked import Masking, masking
-from ftkit.tasks.tokens import Tokens, character_starts, start_token, tokenise
-from ftkit.tasks.windows import Layout, Pieces, Windows, repeated
+from ftkit.tasks.tokens import Tokens, tokenise
+from ftkit.tasks.windows import Pieces, Windows, repeated
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ftkit.evals.statistics import Integers
-
 _PROBE = 24  # tokens of each of the two documents on which it is tried whether packing keeps them apart
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """A side that is scored: its documents, and for each piece its token ids, what is predicted of it, its bytes.
-
-    ``tokens`` [n]: predicted tokens; ``bytes`` [n]: UTF-8 bytes that they stand for, None for the masked objective.
-    """
-
-    documents: Documents
-    pieces: Pieces
-    rows: list[list[int]]
-    tokens: Integers
-    bytes: Integers | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +63,8 @@ def prepare(plan: TextPlan, machine: Machine, console: Console) -> Prepared:
         for side, documents in plan.corpus.named().items():
             found[side] = tokenise(documents, tokenizer, advance=advance)
     packing, decisions = _packing(plan, tokenizer, machine)
-    pieces = Pieces(found["train"], _layout(plan, tokenizer, masked=masked, end=True))
+    objective, length = plan.task.objective, plan.max_length
+    pieces = Pieces(found["train"], layout(tokenizer, objective, length, end=True))
     chosen = None
     if plan.recipe.data.weights is not None:
         sources = plan.corpus.train.table["source"][pieces.document]
@@ -91,8 +74,8 @@ def prepare(plan: TextPlan, machine: Machine, console: Console) -> Prepared:
     return Prepared(
         tokenizer=tokenizer,
         windows=windows,
-        valid=_held_out(plan, plan.corpus.valid, found["valid"], tokenizer),
-        test=_held_out(plan, plan.corpus.test, found["test"], tokenizer),
+        valid=held_out(plan.corpus.valid, found["valid"], tokenizer, objective, length),
+        test=held_out(plan.corpus.test, found["test"], tokenizer, objective, length),
         train_tokens=found["train"],
         packing=packing,
         masking=masking(tokenizer, share=task.mask_share, whole_word=task.whole_word) if masked else None,
@@ -114,9 +97,7 @@ def facts(prepared: Prepared) -> dict[str, Any]:
 
 
 def load_base(plan: TextPlan, *, seed: int, quantize: bool, machine: Machine, tokenizer: Any) -> Loaded:
-    """The plan's base as a language model in float32, or the model from scratch with its first weights."""
-    import torch
-
+    """The plan's base as a language model, or the model from scratch with its first weights in float32."""
     if isinstance(plan.base, Scratch):
         loaded = Loaded(build(plan.base, tokenizer, seed=seed), (), None, None)
     else:
@@ -125,13 +106,22 @@ def load_base(plan: TextPlan, *, seed: int, quantize: bool, machine: Machine, to
             plan.files,
             plan.task.objective,
             pad_token_id=int(str(tokenizer.pad_token_id)),
-            dtype=torch.float32,
+            dtype=weights_dtype(plan, machine),
             seed=seed,
             trust_remote_code=plan.base.trust_remote_code,
             quantize=quantize and plan.adapter is not None and plan.adapter.quantize is not None,
         )
     loaded.model.to(machine.device)
     return loaded
+
+
+def weights_dtype(plan: TextPlan, machine: Machine) -> torch.dtype:
+    """How the base's weights are held: a decoder's in bfloat16 on a GPU that computes in it, all others in float32."""
+    import torch
+
+    wanted = training_dtype(plan.recipe.train.precision, machine)
+    halved = machine.device == "cuda" and plan.task.objective == "causal" and plan.adapter is not None
+    return wanted if halved else torch.float32
 
 
 def _name(plan: TextPlan) -> str:
@@ -149,47 +139,6 @@ def _tokenizer(plan: TextPlan, console: Console) -> PreTrainedTokenizerBase:
     return load_tokenizer(plan.files, max_length=plan.max_length, trust_remote_code=plan.base.trust_remote_code)
 
 
-def _layout(plan: TextPlan, tokenizer: Any, *, masked: bool, end: bool) -> Layout:
-    """What stands around a document: the tokenizer's start and end tokens, or an encoder's own around each piece."""
-    if masked:
-        return Layout(plan.max_length, tokenizer.cls_token_id, tokenizer.sep_token_id, overlap=0, closed=True)
-    return Layout(plan.max_length, start_token(tokenizer), tokenizer.eos_token_id if end else None)
-
-
-def _held_out(plan: TextPlan, documents: Documents, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
-    """The pieces to score. The end of a document is trained, and not scored: no byte of the text stands behind it."""
-    masked = plan.task.objective == "masked"
-    pieces = Pieces(tokens, _layout(plan, tokenizer, masked=masked, end=False))
-    if len(documents) and not len(pieces):
-        raise DataError("a side has no token to predict", [Problem("", "data", "Name longer texts.")])
-    rows = [pieces.ids(piece) for piece in range(len(pieces))]
-    sizes = None if masked else _bytes(documents, pieces, tokenizer)
-    return HeldOut(documents, pieces, rows, pieces.predicted(), sizes)
-
-
-def _bytes(documents: Documents, pieces: Pieces, tokenizer: PreTrainedTokenizerBase) -> Integers:
-    """The UTF-8 bytes that the predicted tokens of each piece stand for; together those of the texts, all predicted.
-
-    A piece's bytes go from the first character of its first predicted token to that of the next piece's. Where no start
-    token makes the first token of a document predicted, its bytes are left out.
-    """
-    import numpy as np
-
-    shift = int(pieces.layout.start is not None)
-    found = np.zeros(len(pieces), dtype=np.int64)
-    last = -1
-    for piece in range(len(pieces)):
-        document = int(pieces.document[piece])
-        if document != last:
-            text, last = documents[document], document
-            starts = [*character_starts(tokenizer, text), len(text)]
-            starts[0] = 0  # white space before the first token is the document's too
-        begin = int(pieces.begin[piece]) + 1 - shift
-        end = begin + int(pieces.length[piece]) - 1
-        found[piece] = len(text[starts[begin] : starts[end]].encode())
-    return found
-
-
 def _packing(plan: TextPlan, tokenizer: PreTrainedTokenizerBase, machine: Machine) -> tuple[bool, tuple[Decision, ...]]:
     """Whether documents are packed; what the recipe asks for is refused where the model mixes them."""
     wanted = plan.task.packing
@@ -197,8 +146,8 @@ def _packing(plan: TextPlan, tokenizer: PreTrainedTokenizerBase, machine: Machin
         return False, (Decision("task.packing", False, "left out; the masked objective looks both ways"),)
     if wanted is False:
         return False, ()
-    loaded = load_base(plan, seed=plan.recipe.train.seed, quantize=False, machine=machine, tokenizer=tokenizer)
-    loaded.model.eval()
+    loaded = load_base(plan, seed=plan.recipe.train.seed, quantize=True, machine=machine, tokenizer=tokenizer)
+    inference_mode(loaded.model)
     chance = random.Random(sha256_text(plan.loaded.text))
     length = min(_PROBE, plan.max_length // 2)
     first, second = ([chance.randrange(len(tokenizer)) for _ in range(length)] for _ in range(2))

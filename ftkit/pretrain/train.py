@@ -10,10 +10,11 @@ from ftkit.files import write_json
 from ftkit.models.base import inference_mode, with_new_adapter
 from ftkit.models.hardware import Machine
 from ftkit.plan.text import TextPlan
-from ftkit.pretrain.prepare import HeldOut, Prepared, load_base
+from ftkit.pretrain.prepare import Prepared, load_base
 from ftkit.records import as_json
 from ftkit.rundir import RunDir
 from ftkit.tasks import language, masked
+from ftkit.tasks.heldout import HeldOut
 from ftkit.tasks.windows import IGNORED
 from ftkit.train import Job, train
 

@@ -64,7 +64,8 @@ class Keys:
         fitting = self._fitting(forms, value)
         others = {name: form for form in forms if form not in fitting for name in form.get("properties", {})}
         plain, target = _meanings(word)
-        near = [] if get_close_matches(plain, self.here(parent, data)) else get_close_matches(plain, others, n=1)
+        here = self.here(parent, data)
+        near = [] if target in here or get_close_matches(plain, here) else get_close_matches(plain, others, n=1)
         found = [name for name in (plain, target, *near) if name in others]
         return (found[0], brief(others[found[0]])) if found else ("", "")
 

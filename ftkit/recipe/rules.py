@@ -12,7 +12,7 @@ from ftkit.evals.section import METRICS_OF, Eval, Gate
 from ftkit.models.scratch import Scratch
 from ftkit.recipe.tree import Key
 from ftkit.section import Section
-from ftkit.tasks.section import Classify, Pretrain, Task
+from ftkit.tasks.section import Classify, Pretrain, Task, Train
 
 Broken = tuple[Key, str]
 """The key, relative to the section that the rule is about, and the message."""
@@ -100,6 +100,17 @@ def of_data(data: Data, task: Task | None, base: Any) -> Iterator[Broken]:
     for index, code in enumerate(data.clean.languages or ()):
         if code in unknown_languages([code]):
             yield ("clean", "languages", index), f"{code} is no language that can be told. Write an ISO 639-1 code."
+
+
+def of_train(section: Train, task: Task | None) -> Iterator[Broken]:
+    """Windows so short that nothing in them could be predicted."""
+    if isinstance(task, Pretrain) and section.max_length is not None:
+        least = 3 if task.objective == "masked" else 2
+        if section.max_length < least:
+            yield (
+                ("max_length",),
+                f"got {section.max_length}, and a window needs {least} tokens to predict one. Write more.",
+            )
 
 
 def of_adapter(adapter: Section | None, base: Any) -> Iterator[Broken]:

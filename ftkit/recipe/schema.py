@@ -113,6 +113,12 @@ class Recipe(Section):
             _raise(rules.of_adapter(adapter, info.data["base"]))
         return adapter
 
+    @field_validator("train")
+    @classmethod
+    def _train_rules(cls, train: Train, info: ValidationInfo) -> Train:
+        _raise(rules.of_train(train, info.data.get("task")))
+        return train
+
     @field_validator("eval")
     @classmethod
     def _eval_rules(cls, section: Eval, info: ValidationInfo) -> Eval:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.data.documents import Documents
-from ftkit.files import cache_folder, code_sha256, sha256_files, sha256_text
+from ftkit.files import cache_folder, code_sha256, settle, sha256_files, sha256_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,8 +76,7 @@ def tokenise(
         fresh = Path(tempfile.mkdtemp(prefix=".tokens-", dir=folder.parent))
         try:
             _write(fresh, documents, tokenizer, advance)
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
+            settle(fresh, folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     elif advance:

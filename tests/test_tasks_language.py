@@ -1,0 +1,263 @@
+"""Next tokens: scores are those of a plain loop, and what is packed into one window is as if each stood alone."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from ftkit.errors import TrainingFailed
+from ftkit.tasks.language import Collate, keeps_apart, score
+from ftkit.tasks.tokens import Tokens
+from ftkit.tasks.windows import IGNORED, Layout, Pieces, Windows
+from tests.conftest import pico_config
+
+CAUSAL = ("llama", "qwen2", "gpt2")
+PAD, START, END = 0, 2, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small wait for threads longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pico_model(family: str, attention: str = "sdpa"):
+    """Weights ten times as large as usual: what one token does to another shows in the first digit."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(pico_config(family), attn_implementation=attention).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(10)
+    return model
+
+
+@pytest.fixture(scope="module", params=CAUSAL)
+def model(request):
+    return pico_model(request.param)
+
+
+def rows_of(lengths, seed=0) -> list[list[int]]:
+    chance = random.Random(seed)
+    return [[chance.randrange(4, 64) for _ in range(length)] for length in lengths]
+
+
+def plain_nll(model, row) -> tuple[float, list[int], np.ndarray]:
+    """Token by token, each from the text before it alone: no batch, no padding, no look at what comes."""
+    nll, best, logits = 0.0, [], []
+    for place in range(1, len(row)):
+        with torch.no_grad():
+            ahead = model(input_ids=torch.tensor([row[:place]]), use_cache=False).logits[0, -1].double()
+        nll -= float(torch.log_softmax(ahead, -1)[row[place]])
+        best.append(int(ahead.argmax()))
+        logits.append(ahead.numpy())
+    return nll, best, np.array(logits)
+
+
+class TestScore:
+    def test_it_is_what_the_models_own_logits_say_token_by_token(self, model):
+        rows = rows_of([2, 9, 17, 5])
+        found = score(model, rows, pad_token_id=PAD)
+        for number, row in enumerate(rows):
+            nll, best, _ = plain_nll(model, row)
+            assert found.nll[number] == pytest.approx(nll, rel=1e-5)
+            assert found.best[number].tolist() == best
+        assert found.nll.dtype == np.float64
+        assert found.logits.shape == (0,)
+
+    def test_what_else_is_scored_does_not_change_it(self, model):
+        rows = rows_of([60, 3, 31, 2, 60, 18, 44] * 6)
+        together = score(model, rows, pad_token_id=PAD)
+        alone = [score(model, [row], pad_token_id=PAD) for row in rows]
+        np.testing.assert_allclose(together.nll, [one.nll[0] for one in alone], rtol=1e-5)
+        assert [own.tolist() for own in together.best] == [one.best[0].tolist() for one in alone]
+        with_other_padding = score(model, rows, pad_token_id=63)
+        np.testing.assert_allclose(together.nll, with_other_padding.nll, rtol=1e-6)
+
+    def test_the_logits_at_the_places_asked_for_predict_the_next_token(self, model):
+        rows = rows_of([30, 4, 12])
+        positions = [(1, 2), (0, 28), (2, 0), (1, 0), (1, 2)]
+        found = score(model, rows, pad_token_id=PAD, positions=positions)
+        assert found.logits.shape == (5, 64)
+        for (row, place), logits in zip(positions, found.logits, strict=True):
+            np.testing.assert_allclose(logits, plain_nll(model, rows[row])[2][place], atol=1e-4)
+            assert logits.argmax() == found.best[row][place]
+
+    def test_it_tells_how_many_are_done(self, model):
+        told: list[int] = []
+        score(model, rows_of([60] * 70), pad_token_id=PAD, advance=told.append)
+        assert sum(told) == 70
+        assert len(told) > 1
+
+    def test_no_rows_have_no_scores(self, model):
+        found = score(model, [], pad_token_id=PAD)
+        assert (len(found.nll), len(found.best), len(found.logits)) == (0, 0, 0)
+
+    def test_scores_that_are_not_finite_stop_the_run(self):
+        broken = pico_model("gpt2")
+        with torch.no_grad():
+            broken.transformer.ln_f.weight.fill_(float("nan"))
+        with pytest.raises(TrainingFailed, match="the model's scores are not finite"):
+            score(broken, rows_of([5]), pad_token_id=PAD)
+
+
+class PositionsIgnored(torch.nn.Module):
+    """A model whose attention is the plain causal one, whatever positions it is told."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.inner, self.dtype, self.device = model, model.dtype, model.device
+
+    def forward(self, input_ids, position_ids, use_cache):
+        everything = torch.ones_like(input_ids)
+        return self.inner(
+            input_ids=input_ids, attention_mask=everything, position_ids=position_ids, use_cache=use_cache
+        )
+
+
+class TestKeepsApart:
+    first, second = rows_of([12, 9], seed=4)
+
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    @pytest.mark.parametrize("family", CAUSAL)
+    def test_models_that_take_positions_into_account_do(self, family, attention):
+        assert keeps_apart(pico_model(family, attention), self.first, self.second)
+
+    @pytest.mark.parametrize("family", CAUSAL)
+    def test_a_model_that_mixes_what_is_packed_is_found_out(self, family):
+        assert not keeps_apart(PositionsIgnored(pico_model(family)), self.first, self.second)
+
+    @pytest.mark.parametrize("family", CAUSAL)
+    def test_a_fresh_model_with_its_small_weights_is_found_out_too(self, family):
+        torch.manual_seed(1)
+        fresh = AutoModelForCausalLM.from_config(pico_config(family)).eval()
+        assert keeps_apart(fresh, self.first, self.second)
+        assert not keeps_apart(PositionsIgnored(fresh), self.first, self.second)
+
+    def test_a_model_without_attention_goes_on_from_one_to_the_other(self):
+        from transformers import MambaConfig, MambaForCausalLM
+
+        torch.manual_seed(0)
+        mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2, state_size=8)).eval()
+
+        class Taking(PositionsIgnored):
+            def forward(self, input_ids, position_ids, use_cache):
+                return self.inner(input_ids=input_ids, use_cache=use_cache)
+
+        assert not keeps_apart(Taking(mamba), self.first, self.second)
+
+
+def packed(lengths, max_length=64) -> Windows:
+    documents = rows_of(lengths, seed=7)
+    tokens = Tokens(np.array([token for row in documents for token in row]), np.cumsum(lengths))
+    return Windows(Pieces(tokens, Layout(max_length, START, END)), packed=True)
+
+
+def sft_trainer(model, collate: Collate, folder: Path):
+    """TRL's trainer as ftkit.train makes it; its ``compute_loss`` is what a training step calls."""
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    arguments = SFTConfig(
+        output_dir=str(folder), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=True, bf16=False,
+        report_to=[], remove_unused_columns=False, activation_checkpointing=False, disable_tqdm=True, save_strategy="no",
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    dataset = Dataset.from_dict({"position": range(2)})
+    return SFTTrainer(
+        model=model, args=arguments, train_dataset=dataset, data_collator=collate, processing_class=tokenizer
+    )
+
+
+class TestPacking:
+    """Several windows of unlike length in one batch, so that packed rows, padding and single documents meet."""
+
+    windows = packed([20, 11, 27, 9, 6, 40, 2, 13])
+    collate = Collate(PAD)
+
+    def members(self):
+        """Each document: its row in the batch, where it begins there, its ids."""
+        for row in range(len(self.windows)):
+            at = 0
+            for piece in self.windows.members(row):
+                ids = self.windows.pieces.ids(piece)
+                yield row, at, ids
+                at += len(ids)
+
+    def test_the_batch_is_made_of_packed_and_of_padded_rows(self):
+        assert len(self.windows) == 3
+        assert len(list(self.members())) == 8
+        batch = self.collate([self.windows[row] for row in range(3)])
+        assert set(batch) == {"input_ids", "labels", "position_ids"}  # a mask would switch packing off
+        assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape
+        assert batch["input_ids"][-1, -1] == PAD
+        assert batch["labels"][-1, -1] == IGNORED
+        real = sum(self.windows.lengths)
+        assert (batch["labels"] != IGNORED).sum() == real - 8
+
+    def test_the_logits_of_each_document_are_those_it_has_alone(self, model):
+        batch = self.collate([self.windows[row] for row in range(len(self.windows))])
+        given = {name: value for name, value in batch.items() if name != "labels"}
+        with torch.no_grad():
+            together = model(**given, use_cache=False).logits
+        for row, at, ids in self.members():
+            with torch.no_grad():
+                alone = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+            assert alone.abs().max() > 1
+            torch.testing.assert_close(together[row, at : at + len(ids)], alone, atol=1e-5, rtol=1e-5)
+
+    def test_it_would_show_if_they_were_mixed(self, model):
+        batch = self.collate([self.windows[row] for row in range(len(self.windows))])
+        with torch.no_grad():
+            mixed = model(input_ids=batch["input_ids"], use_cache=False).logits
+            row, at, ids = next(member for member in self.members() if member[1])
+            alone = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        assert (mixed[row, at : at + len(ids)] - alone).abs().max() > 0.1
+
+    def test_an_unpacked_batch_has_each_rows_own_logits(self, model):
+        unpacked = Windows(self.windows.pieces, packed=False)
+        rows = [unpacked[row] for row in range(len(unpacked))]
+        batch = self.collate(rows)
+        with torch.no_grad():
+            together = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+            for number, row in enumerate(rows):
+                alone = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0]
+                torch.testing.assert_close(together[number, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("family", CAUSAL)
+    def test_trl_computes_the_sum_of_the_losses_that_the_documents_have_alone(self, family, tmp_path, tokenizer_folder):
+        for file in tokenizer_folder.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        model = pico_model(family)
+        alone = score(model, [ids for _, _, ids in self.members()], pad_token_id=PAD).nll.sum()
+        trainer = sft_trainer(model, self.collate, tmp_path)
+        trained = trainer.model.eval()  # no dropout
+        batch = self.collate([self.windows[row] for row in range(len(self.windows))])
+        count = (batch["labels"] != IGNORED).sum()
+        with torch.no_grad():
+            loss = trainer.compute_loss(trained, dict(batch), num_items_in_batch=count)
+            ids, positions = batch["input_ids"], batch["position_ids"]
+            logits = pico_model(family)(ids, position_ids=positions, use_cache=False).logits[:, :-1]
+        assert float(loss * count) == pytest.approx(alone, rel=1e-5)
+        usual = functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+        assert float(loss) == pytest.approx(float(usual), rel=1e-5)
+
+
+def test_padding_stands_on_the_right_and_goes_on_counting():
+    rows = [
+        {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, 6, IGNORED, 8], "position_ids": [0, 1, 0, 1]},
+        {"input_ids": [9, 10], "labels": [IGNORED, 10], "position_ids": [0, 1]},
+    ]
+    batch = Collate(pad_token_id=1)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 1, 1]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, IGNORED, 8], [IGNORED, 10, IGNORED, IGNORED]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1], [0, 1, 2, 3]]
