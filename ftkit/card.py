@@ -74,7 +74,7 @@ def _front_matter(story: Story) -> str:
     if story.from_scratch:
         fields = {"library_name": "transformers", "tags": ["ftkit"]}
     base = str(story.planned("base", "ref") or "")
-    if _HUB_ID.fullmatch(base) and not story.from_scratch:
+    if _HUB_ID.fullmatch(base) and not story.from_scratch and not _shipped(story):
         fields |= {"base_model": base.partition("@")[0], "base_model_relation": "adapter"}
     if story.eval is not None:
         fields["metrics"] = list(story.eval.models[tables.main_model(story.eval)].metrics)

@@ -69,7 +69,7 @@ def compare_runs(runs: Sequence[RunDir]) -> EvalReport:
     if len(runs) < 2:
         raise RecipeError("one run alone", [Problem("", "RUN", "Give two runs or more.")])
     names = _names(runs)
-    tasks = {name: task_of(run) for name, run in zip(names, runs, strict=True)}
+    tasks = {name: _task_measured(run) for name, run in zip(names, runs, strict=True)}
     for name, task in tasks.items():
         if task != tasks[names[0]]:
             message = f"its task is {task}, that of {names[0]} is {tasks[names[0]]}. Give runs of one task."
@@ -110,6 +110,12 @@ def evaluate_again(run: RunDir, source: str | None, machine: Machine) -> tuple[E
     name = "merged" if run.merged.is_dir() else "adapter"
     report = _report(now, {name: _scored(now, found, predictor.thresholds)}, {}, split=source or "test")
     return report, None if source else float(np.abs(found - before.probabilities).max())
+
+
+def _task_measured(run: RunDir) -> str:
+    if not run.eval.exists():
+        read_measured(run)  # says what is missing
+    return str(read_json(run.eval)["task"])
 
 
 def _names(runs: Sequence[RunDir]) -> list[str]:

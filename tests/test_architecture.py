@@ -165,6 +165,7 @@ def test_every_recipe_key_is_read_by_what_does_the_work(recipe, tmp_path, monkey
     adapters = ("{type: lora, r: 4}", "{type: ia3}")
     texts = [recipe(adapter=adapter, **short).read_text(encoding="utf-8") for adapter in adapters]
     texts += [FROM_SCRATCH, masked]
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "cache"))  # what is found there needs no key to be read
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

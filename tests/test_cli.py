@@ -161,6 +161,7 @@ def test_runs_are_compared_on_the_same_rows(place, pico, tmp_path):
     lines = (place / "second" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[1:]
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "recipe.yaml").write_text("name: cut\n")
+    (tmp_path / "cut" / "plan.json").write_text((place / "second" / "plan.json").read_text(encoding="utf-8"))
     (tmp_path / "cut" / "eval.json").write_text(json.dumps(other_rows))
     (tmp_path / "cut" / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     refused = ftkit("compare", "pico", str(tmp_path / "cut"), folder=place)
