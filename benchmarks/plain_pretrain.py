@@ -8,6 +8,7 @@ import json
 import resource
 import time
 
+import torch
 from datasets import load_dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer
@@ -33,6 +34,7 @@ trainer = SFTTrainer(
         learning_rate=given.rate,
         max_length=given.max_length,
         packing=True,
+        bf16=torch.cuda.is_available(),  # TRL's default stops without a GPU
         save_strategy="no",
         report_to=[],
         seed=given.seed,

@@ -4,7 +4,8 @@
     python benchmarks/pretrain.py --base FOLDER --train a.txt --test b.txt
 
 Lines of the texts are the documents; longer ones are cut to what the model holds, as the plain script would drop the
-rest. Prints each run and the ratios, to be quoted with the machine and what else it was doing.
+rest. Both train in float32, with a rate that falls from the first step on, as the script does by default. Prints each
+run and the ratios, to be quoted with the machine and what else it was doing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ base: {base}
 task: {{type: pretrain, packing: true, samples: 0}}
 data: {{train: train.jsonl, test: test.jsonl, valid: 0%, clean: {{duplicates: keep, test_overlap: keep}}}}
 adapter: {{type: lora, r: 16, alpha: 32}}
-train: {{epochs: {epochs}, batch_size: 8, learning_rate: {rate}, max_length: {length}, seed: {seed}}}
+train: {{epochs: {epochs}, batch_size: 8, learning_rate: {rate}, warmup: 0, precision: float32, max_length: {length},
+  seed: {seed}}}
 merge: false
 """
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}

@@ -193,7 +193,7 @@ def test_recipe_cannot_close_its_code_block(tmp_path: Path) -> None:
 def test_card_of_a_run_without_results_says_so(tmp_path: Path) -> None:
     files.write_text(tmp_path / "error.txt", "error: the loss is not finite at step 12\n")
     text = card.render(build(tmp_path, evaluated=False))
-    assert "Training failed: the loss is not finite at step 12." in text
+    assert "It ended with: the loss is not finite at step 12." in text
     assert "How to use it" not in text
     assert table_rows(text)[0] == ["Label", "train", "test"]
 

@@ -446,7 +446,7 @@ class TestSources:
         assert error_of(lambda: read_corpus(data(train="train.jsonl"), tmp_path, seed=1)) == (
             "error: train.jsonl has 3 problems\n"
             "  line 2   text   got 7, which is no text. Write it in quotes, or name another column.\n"
-            "  line 3   text   is missing. Write it in quotes, or name another column.\n"
+            "  line 3   text   is missing. Write it, or name another column.\n"
             "  line 4   text   got ['a'], which is no text. Write it in quotes, or name another column."
         )
 

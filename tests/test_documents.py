@@ -84,6 +84,22 @@ def test_the_readme_s_recipe_is_planned_run_and_used_as_it_says(tmp_path):
     assert all((run / name).exists() for name in listed)
 
 
+def test_the_readme_s_recipe_for_texts_holds(tmp_path):
+    (recipe,) = [block for block in blocks("yaml") if block.startswith("# words.yaml")]
+    (tmp_path / "words.yaml").write_text(recipe, encoding="utf-8")
+    (tmp_path / "notes").mkdir()
+    for number in range(20):
+        (tmp_path / "notes" / f"{number}.txt").write_text(
+            f"Note {number}. " + "Words of my own. " * 9, encoding="utf-8"
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "ftkit", "check", "words.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "14 documents" in done.stdout
+
+
 def test_make_targets_of_the_readme_exist():
     for line in commands():
         if line.startswith("make"):

@@ -430,7 +430,7 @@ def test_every_figure_of_the_results_is_that_of_eval_json(run: Path) -> None:
         ("no_gate", "No condition set", ["the recipe sets no condition; the merged model is the trained one"]),
         ("undecided", "Gate not decided", ["It is not decided whether the adapter beats the linear probe", "about 620 test rows would decide"]),
         ("not_proved", "Not proved", ["the merged model is not shown to be the trained one (largest logit difference 0.031, allowed 0.001)"]),
-        ("training_failed", "Training failed", ["Training failed: the loss is not finite at step 12. There is no adapter and nothing was measured."]),
+        ("training_failed", "Training failed", ["It ended with: the loss is not finite at step 12. There is no adapter and nothing was measured."]),
         ("evaluation_failed", "Not evaluated", ["its evaluation failed: ValueError: <b>boom</b>. Nothing was measured."]),
         ("just_planned", "Not finished", ["no evaluation yet"]),
     ],

@@ -49,7 +49,7 @@ def _of_rows(plan: LabelledPlan) -> Iterator[str]:
 def _of_texts(plan: TextPlan) -> Iterator[str]:
     for side, documents in plan.corpus.named().items():
         yield f"  {side:6} {len(documents):>8,} documents   {documents.bytes:>13,} bytes"
-    for step in plan.corpus.steps:
+    for step in (each for each in plan.corpus.steps if each.changed or each.dropped):
         yield f"  cleaning: {step.step}: {step.changed:,} changed, {step.dropped:,} left out"
     if plan.lengths is None:
         yield "  the tokenizer is trained in the run: tokens cannot be counted yet"

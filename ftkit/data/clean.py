@@ -27,7 +27,7 @@ from ftkit.data.section import Clean
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ud800-\udfff]")
 # CR LF, and the control characters that end a line: vertical tab, form feed, next line.
 _LINE_END = re.compile("\r+[\n\x0b\x0c\x85]|[\x0b\x0c\x85]")
-_EMPTY = "empty"
+EMPTY = "empty"
 _OVERLAP = {"exact": "overlap with valid or test", "near": "near overlap with valid or test"}
 _DUPLICATES = {"exact": "duplicates", "near": "near duplicates"}
 
@@ -100,7 +100,7 @@ class Cleaner:
     @property
     def empty(self) -> int:
         """Documents that held nothing but white space, at first or after they were cleaned."""
-        return self._counts[_EMPTY].dropped
+        return self._counts[EMPTY].dropped
 
     def _repeated(self, text: str) -> str | None:
         """The step that drops a train document since it was seen before; it has been seen from now on."""
@@ -149,7 +149,7 @@ def _changes(clean: Clean) -> tuple[tuple[str, Callable[[str], str]], ...]:
 def _filters(clean: Clean) -> tuple[tuple[str, Callable[[str], bool]], ...]:
     """Each step that drops a document by its text alone, with what it drops."""
     fewest, most, repeated, languages = clean.min_chars, clean.max_chars, clean.max_repetition, clean.languages
-    steps: list[tuple[str, Callable[[str], bool]]] = [(_EMPTY, lambda text: not text or text.isspace())]
+    steps: list[tuple[str, Callable[[str], bool]]] = [(EMPTY, lambda text: not text or text.isspace())]
     if fewest is not None:
         steps.append(("too short", lambda text: len(text) < fewest))
     if most is not None:

@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftkit.data.clean import Cleaner, Step
+from ftkit.data.clean import EMPTY, Cleaner, Step
 from ftkit.data.columns import find_column
 from ftkit.data.documents import Documents, FileName, Writer
 from ftkit.data.drawing import draw
@@ -86,6 +86,7 @@ def read_corpus(
             _Reader(data, folder, writer, seed, count_tokens).read(sources)
         final = cached or cache_folder() / f"corpus-{sha256_files(sorted(fresh.iterdir()))[:32]}"
         if not (final / _META).exists():
+            shutil.rmtree(final, ignore_errors=True)  # left by a process that was killed
             settle(fresh, final)
         return _load(final)
     finally:
@@ -231,9 +232,10 @@ class _Reader:
             if text is None and column in row.values:
                 text = ""
             if not isinstance(text, str):
-                got = "is missing" if text is None else f"got {text!r:.40}, which is no text"
+                got = f"got {text!r:.40}, which is no text. Write it in quotes, or name another column."
+                got = "is missing. Write it, or name another column." if text is None else got
                 where = row.where.position if row.where.file == shown else str(row.where)
-                problems.append(Problem(where, column, f"{got}. Write it in quotes, or name another column."))
+                problems.append(Problem(where, column, got))
             elif not problems:
                 yield text, row
         if problems:
@@ -310,6 +312,9 @@ def _listed(sources: Sequence[Source]) -> str:
 
 
 def _nothing_left(cleaner: Cleaner) -> str:
-    dropped = ", ".join(f"{step.step} {step.dropped:,}" for step in cleaner.steps() if step.dropped)
-    why = f"cleaning dropped all: {dropped}. Loosen data.clean" if dropped else "it has no text. Name other files"
+    found = [step for step in cleaner.steps() if step.dropped]
+    if all(step.step == EMPTY for step in found):
+        return "no document is left; there is no text in it. Name other files."
+    dropped = ", ".join(f"{step.step} {step.dropped:,}" for step in found)
+    why = f"cleaning dropped all: {dropped}. Loosen data.clean"
     return f"no document is left; {why}."

@@ -89,7 +89,9 @@ def opened(path: Path, shown: str, *, may_be_empty: bool = False) -> Iterator[Bu
             yield file
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise data_error(shown, [Problem("", "", f"cannot be read: {reason}.")]) from error
+        raise data_error(
+            shown, [Problem("", "", f"cannot be read: {reason.rstrip('.')}. Give a whole file that may be read.")]
+        ) from error
 
 
 def _unpacked(path: Path, shown: str) -> BufferedReader:

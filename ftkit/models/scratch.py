@@ -5,6 +5,7 @@ The tokenizer that goes with it is trained in ``ftkit.models.train_tokenizer``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,8 +29,8 @@ def _whole_blocks(value: int) -> int:
 
 
 _BLOCKS = {"multipleOf": _BLOCK}
-Width = Annotated[int, Field(ge=_BLOCK, json_schema_extra=_BLOCKS), AfterValidator(_whole_blocks)]
-Vocab = Annotated[int, Field(ge=SMALLEST_VOCAB, json_schema_extra=_BLOCKS), AfterValidator(_whole_blocks)]
+Width = Annotated[int, Field(ge=_BLOCK, le=2**16, json_schema_extra=_BLOCKS), AfterValidator(_whole_blocks)]
+Vocab = Annotated[int, Field(ge=SMALLEST_VOCAB, le=2**18, json_schema_extra=_BLOCKS), AfterValidator(_whole_blocks)]
 
 
 class Scratch(Section):
@@ -54,7 +55,7 @@ class Scratch(Section):
         "64.",
         examples=[4096],
     )
-    positions: int = Field(512, ge=16, description="The longest text the model can read, in tokens.")
+    positions: int = Field(512, ge=16, le=2**17, description="The longest text the model can read, in tokens.")
     tied: bool = Field(default=True, description="One matrix for embedding and output.")
     weights: Scheme = Field(
         "default",
@@ -167,7 +168,8 @@ def build(scratch: Scratch, tokenizer: PreTrainedTokenizerBase, *, seed: int) ->
 
 
 def _divisors(number: int) -> list[int]:
-    return [count for count in range(1, number + 1) if number % count == 0]
+    small = [count for count in range(1, math.isqrt(number) + 1) if number % count == 0]
+    return sorted({*small, *(number // count for count in small)})
 
 
 def _nearest(value: int, possible: Iterable[int]) -> str:

@@ -52,7 +52,11 @@ def _spelled_out(value: Any) -> Any:
 
 
 def _is_scratch(value: Any) -> str:
-    made = "init" in value if isinstance(value, dict) else isinstance(value, Scratch)
+    if isinstance(value, dict):
+        # Its other keys tell what is meant where init was forgotten.
+        made = "init" in value or ("model" not in value and not Scratch.model_fields.keys().isdisjoint(value))
+    else:
+        made = isinstance(value, Scratch)
     return "scratch" if made else "model"
 
 

@@ -122,7 +122,7 @@ def _without_evaluation(story: Story) -> Headline:
     if story.error is None:
         return Headline("plain", "Not finished", "This run has no evaluation yet; what it has so far stands below.")
     if story.train is None:
-        why = f"Training failed: {first_line(story.error)}. There is no {product} and nothing was measured."
+        why = f"It ended with: {first_line(story.error)}. There is no {product} and nothing was measured."
         return Headline("bad", "Training failed", why)
     why = f"The {product} was trained, but its evaluation failed: {first_line(story.error)}. Nothing was measured."
     return Headline("bad", "Not evaluated", why)

@@ -57,7 +57,10 @@ class Train(Section):
     warmup: float = Field(0.06, ge=0, lt=1, description="Share of the steps in which the rate rises from 0.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
     max_length: int | None = Field(
-        None, ge=1, description="Tokens a row is cut to. Left out: the 99.5th percentile, within the model's positions."
+        None,
+        ge=1,
+        description="Tokens a row is cut to; for a language model those of a window, and nothing is cut off. Left out: "
+        "the rows' 99.5th percentile, within the model's positions; for a language model 1,024 at most.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of training. auto: bfloat16 where the device computes in it."

@@ -76,6 +76,7 @@ def tokenise(
         fresh = Path(tempfile.mkdtemp(prefix=".tokens-", dir=folder.parent))
         try:
             _write(fresh, documents, tokenizer, advance)
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
             settle(fresh, folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
