@@ -41,7 +41,8 @@ try things on: small enough for any machine, and of no other use.
   {python}): {documents:,} documents, {tokens:,} tokens, {epochs:g} epochs, seed {seed}, {minutes:.0f} minutes on
   {machine}, on {date}.
 - Validation: loss {valid_loss:.4f}, perplexity {valid:.2f}. Test: perplexity {test:.2f} (95% {low:.2f} to {high:.2f}),
-  {bits:.3f} bits a byte, on {windows} windows of documents that training never saw. In bfloat16, as shipped: {shipped:.2f}.
+  {bits:.3f} bits a byte, on {windows} windows of documents that training never saw. As shipped, in bfloat16:
+  {shipped:.2f}.
 - Chat template: ChatML (`<|im_start|>`, `<|im_end|>`). It has not been trained to chat; `<|im_end|>` ends a document.
 - Made by `ftkit run recipes/tiny-lm.yaml`; recipe.yaml and train.json stand beside this file.
 
