@@ -36,7 +36,8 @@ class TrainSummary:
     """What training took. ``seconds``: from the first batch requested to the last optimiser step, caches included.
 
     Validation and checkpoints are timed beside it. Memory is in MiB; ``peak_gpu_mb`` is null without a GPU.
-    ``loss_moved``: whether the training loss changed more than by chance.
+    ``best_sha256``: of the weights that were exported, which are those that were scored best. ``loss_moved``: whether
+    the training loss changed more than by chance.
     """
 
     steps: int
@@ -56,6 +57,7 @@ class TrainSummary:
     best_step: int | None
     best_metric: str | None
     best_value: float | None
+    best_sha256: str | None = None
     stopped_early: bool = False
     loss_moved: bool = True
 

@@ -1,4 +1,4 @@
-"""A first recipe for a data file: which columns it takes, and the recipe's text."""
+"""A first recipe for data: which columns it takes, and the recipe's text. Labelled rows, or texts alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ftkit.data.source import read_rows
 from ftkit.errors import Problem
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
+TEXT_BASE = "ftkit/tiny-lm"
 _LOOKED_AT = 2_000  # rows
 _MOST_LABELS = 12  # that are spelled out in a recipe
 
@@ -25,7 +26,7 @@ class Look:
     columns: tuple[str, ...]
     rows: tuple[RawRow, ...]
     text: str
-    label: str
+    label: str | None
 
     def labels(self, column: str) -> list[str]:
         """The different values of a column, sorted as text."""
@@ -34,14 +35,15 @@ class Look:
 
 
 def look(source: str) -> Look:
-    """Reads the first rows of a source. Raises DataError where there are fewer than two columns."""
+    """Reads the first rows of a source; ``label`` is None where there is text alone. Raises DataError for neither."""
     rows = tuple(islice(read_rows(source, Path.cwd()), _LOOKED_AT))
     columns = tuple(dict.fromkeys(name for row in rows for name in row.values))
-    if len(columns) < 2:
-        message = (
-            f"the only column is {columns[0]}. A text and a label are needed." if columns else "there is no column."
-        )
+    if not columns or (len(columns) == 1 and _known("text", columns) is None):
+        only = f"the only column is {columns[0]}" if columns else "there is no column"
+        message = f"{only}. A text and a label are needed, or a column named text alone."
         raise data_error(source, [Problem("", "", message)])
+    if len(columns) == 1:
+        return Look(source, columns, rows, columns[0], None)
     text = _known("text", columns) or max(columns, key=lambda name: _length(rows, name))
     others = [name for name in columns if name != text]
     label = _known("label", others) or min(others, key=lambda name: _variety(rows, name))
@@ -54,7 +56,7 @@ def recipe_text(found: Look, *, name: str, base: str, text: str, label: str) -> 
     listed = f", labels: [{', '.join(map(_scalar, labels))}]" if 2 <= len(labels) <= _MOST_LABELS else ""
     return (
         f"# A classifier of {found.source}. Check it: ftkit check {name}.yaml. Make it: ftkit run {name}.yaml\n"
-        f"name: {name}\n"
+        f"name: {_scalar(name)}\n"
         f"base: {_scalar(base)}\n"
         f"task: {{type: classify{listed}}}\n"
         "data:\n"
@@ -65,6 +67,23 @@ def recipe_text(found: Look, *, name: str, base: str, text: str, label: str) -> 
         "adapter: lora       # ftkit adapters lists the presets\n"
         "train: {epochs: 3}\n"
         "gate: {f1: {beat: baseline}}   # merged only if it is shown to beat a linear probe on the base\n"
+    )
+
+
+def text_recipe(found: Look, *, name: str, base: str) -> str:
+    """A recipe for texts without labels that ``ftkit check`` takes."""
+    return (
+        f"# A language model on {found.source}. Check it: ftkit check {name}.yaml. Make it: ftkit run {name}.yaml\n"
+        f"name: {_scalar(name)}\n"
+        f"base: {_scalar(base)}\n"
+        "task: {type: pretrain}\n"
+        "data:\n"
+        f"  train: {_scalar(found.source)}\n"
+        "  valid: 10%        # to choose the checkpoint on\n"
+        "  test: 20%         # to measure on; better: texts of their own\n"
+        "adapter: lora       # ftkit adapters lists the presets\n"
+        "train: {epochs: 3, batch_size: 8}\n"
+        "gate: {perplexity: {beat: baseline}}   # merged only if it predicts unseen text better than its base\n"
     )
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftkit import checkpoints, train_arguments
 from ftkit.console import Console
-from ftkit.errors import Interrupted, NotFinite, Problem, TrainingFailed
-from ftkit.files import write_json, write_jsonl, writing_folder
+from ftkit.errors import Interrupted, NotFinite, NotProved, Problem, TrainingFailed
+from ftkit.files import write_json, write_jsonl
 from ftkit.interruption import after_the_step
-from ftkit.models.hardware import Machine, peak_gpu_mb, peak_rss_mb, training_dtype
+from ftkit.models.hardware import Machine, peak_gpu_mb, peak_rss_mb
 from ftkit.records import TrainSummary
 from ftkit.rundir import RunDir, read_log
 from ftkit.tasks.batches import Encoded, Rows, TrainingRows
@@ -32,7 +33,6 @@ Validate = Callable[["PreTrainedModel"], dict[str, float]]
 
 
 _MOVED = 0.01  # share by which the loss must have fallen over a training to have moved
-_DECAYING = 0.2  # share of the steps in which the schedule wsd falls (Hu et al. 2024)
 _LISTED = 8  # rows that a message names
 _PARTS = 4  # the first of so many parts of the steps is compared with the last
 
@@ -44,6 +44,7 @@ class Job:
     ``adapted``: the model is a PEFT adapter on its base, and the adapter is what is saved. ``lengths``: tokens of each
     of ``rows``; ``places``: where row n stands, for messages. ``loss``: None for TRL's own, on next tokens. ``best_by``
     names the figure of ``validate`` by which the exported checkpoint is chosen, ``lowest`` whether less is better.
+    ``tokens_at_once``: what a micro-batch may hold, padding included; None for a whole batch.
     """
 
     build: Callable[[], PreTrainedModel]
@@ -59,6 +60,7 @@ class Job:
     section: Train
     tokenizer: PreTrainedTokenizerBase
     lr_ratio: float | None
+    tokens_at_once: int | None
     converted: bool  # PiSSA: saved as the plain LoRA of twice the rank that it is equal to
 
 
@@ -68,7 +70,7 @@ def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Consol
     Where memory runs out the micro-batch is halved and the effective batch kept. Raises TrainingFailed for a loss that
     is not finite and when a single row does not fit, Interrupted after a signal, with a checkpoint saved.
     """
-    micro = job.section.batch_size
+    micro = _micro_batch(job)
     while True:
         try:
             return _Training(job, run, seed, machine, console, micro).go(resume=resume)
@@ -78,12 +80,25 @@ def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Consol
             if micro == 1:
                 fix = "Lower train.max_length, or use the qlora preset or a smaller base."
                 raise TrainingFailed("memory ran out with one row at a time", [Problem("", "train", fix)]) from error
-        micro = next(size for size in range(micro // 2, 0, -1) if job.section.batch_size % size == 0)
+        micro = _divisor(job.section.batch_size, micro // 2)
         console.warn(f"memory ran out; {micro} rows at a time from here on, still {job.section.batch_size} a step")
         resume = False
         run.forget_checkpoints()
         gc.collect()
         _empty_gpu_cache()
+
+
+def _micro_batch(job: Job) -> int:
+    """Rows at once to begin with: a whole batch, or what may be held of the longest rows."""
+    batch = job.section.batch_size
+    if job.tokens_at_once is None:
+        return batch
+    return _divisor(batch, max(1, min(batch, job.tokens_at_once // max(job.lengths))))
+
+
+def _divisor(batch: int, most: int) -> int:
+    """The largest size of at most ``most`` rows into which a batch can be cut."""
+    return next(size for size in range(most, 0, -1) if batch % size == 0)
 
 
 class _Training:
@@ -92,7 +107,6 @@ class _Training:
     def __init__(self, job: Job, run: RunDir, seed: int, machine: Machine, console: Console, micro: int) -> None:
         self.job, self.run, self.seed, self.machine, self.console = job, run, seed, machine, console
         self.micro = micro
-        self.accumulate = job.section.batch_size // micro
         self.best = run.checkpoints / "best"
         self.initial = run.checkpoints / "initial"
         self.best_by = job.best_by
@@ -108,10 +122,10 @@ class _Training:
         import torch
         from transformers import set_seed
 
-        checkpoint = _last_checkpoint(self.run.checkpoints) if resume else None
+        checkpoint = checkpoints.last(self.run.checkpoints) if resume else None
         if checkpoint is None:
             self.run.forget_checkpoints()
-        self._keep_log_up_to(_step_of(checkpoint))
+        self._keep_log_up_to(checkpoints.step_of(checkpoint))
         model = self.job.build()
         self.scored = self._to_score(model)
         if self.job.converted and not self.initial.exists():
@@ -123,7 +137,7 @@ class _Training:
         trainer = self._trainer(model)
         with (
             after_the_step() as interruption,
-            self.console.progress("step", self.steps, done=_step_of(checkpoint)) as advance,
+            self.console.progress("step", self.steps, done=checkpoints.step_of(checkpoint)) as advance,
             self.run.train_log.open("a", encoding="utf-8") as log,
         ):
             trainer.add_callback(watcher(self, interruption, advance, log))
@@ -173,29 +187,14 @@ class _Training:
         from transformers import PrinterCallback, Trainer, TrainingArguments
 
         section = self.job.section
-        settings: dict[str, Any] = {
-            "output_dir": str(self.run.checkpoints),
-            "num_train_epochs": section.epochs,
-            "per_device_train_batch_size": self.micro,
-            "gradient_accumulation_steps": self.accumulate,
-            "learning_rate": section.learning_rate,
-            "warmup_steps": math.ceil(self.steps * section.warmup),
-            **_schedule(section, self.steps),
-            "weight_decay": section.weight_decay,
-            "bf16": str(training_dtype(section.precision, self.machine)) == "torch.bfloat16",
-            "use_cpu": self.machine.device == "cpu",
-            "dataloader_pin_memory": self.machine.device != "cpu",
-            "train_sampling_strategy": "sequential",
-            "activation_checkpointing": False,
-            "logging_steps": 1,
-            "logging_nan_inf_filter": False,
-            "save_strategy": "no",
-            "save_total_limit": 1,
-            "report_to": [],
-            "disable_tqdm": True,
-            "remove_unused_columns": False,
-            "seed": self.seed,
-        }
+        settings = train_arguments.settings(
+            section,
+            steps=self.steps,
+            micro_batch=self.micro,
+            machine=self.machine,
+            seed=self.seed,
+            folder=self.run.checkpoints,
+        )
         given: dict[str, Any] = {
             "model": model,
             # TRL takes nothing but a Dataset: it holds positions, and the rows come from ``ordered``.
@@ -252,7 +251,7 @@ class _Training:
         better = before is None or (value < before if self.job.lowest else value > before)
         if better:
             self.save(model, self.best)
-            self.best_note = {"step": step, "value": value}
+            self.best_note = {"step": step, "value": value, "sha256": checkpoints.weights_sha256(self.best)}
             write_json(best_file, self.best_note)
         self.validation_seconds += time.perf_counter() - started
         return {"step": step, "epoch": epoch, "valid": figures, "best": better}
@@ -268,13 +267,7 @@ class _Training:
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """Writes the adapter as plain PEFT, or the whole model."""
-        with writing_folder(folder) as fresh:
-            if self.job.converted:
-                model.save_pretrained(fresh, path_initial_model_for_weight_conversion=str(self.initial))
-                _add_head(model, fresh / "adapter_model.safetensors")
-            else:
-                model.save_pretrained(fresh)
-            (fresh / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run has one of its own
+        checkpoints.save(model, folder, initial=self.initial if self.job.converted else None)
 
     def _keep_log_up_to(self, step: int) -> None:
         rows = [row for row in read_log(self.run.train_log) if int(str(row["step"])) <= step]
@@ -285,6 +278,10 @@ class _Training:
         model = trainer.model
         if not self.best.exists():
             self.save(model, self.best)
+        noted = self.best_note.get("sha256")
+        if noted is not None and noted != checkpoints.weights_sha256(self.best):
+            fix = "Its weights are not those that were scored. Train again."
+            raise NotProved("the best checkpoint was changed on disk", [Problem("", str(self.best), fix)])
         self.best.replace(self.run.adapter if self.job.adapted else self.run.model)
         losses = [float(str(row["loss"])) for row in read_log(self.run.train_log) if "loss" in row]
         epochs = trainer.state.epoch or 0.0
@@ -313,21 +310,10 @@ class _Training:
             best_step=self.best_note.get("step"),
             best_metric=self.job.best_by if self.best_note else None,
             best_value=self.best_note.get("value"),
+            best_sha256=checkpoints.weights_sha256(self.run.adapter if self.job.adapted else self.run.model),
             stopped_early=self.stopped_early,
             loss_moved=moved,
         )
-
-
-def _schedule(section: Train, steps: int) -> dict[str, Any]:
-    """The schedule in transformers' words."""
-    match section.schedule:
-        case "constant":
-            return {"lr_scheduler_type": "constant_with_warmup"}
-        case "wsd":
-            decay = {"num_decay_steps": max(1, round(steps * _DECAYING)), "min_lr_ratio": 0.0}
-            return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": decay}
-        case _:
-            return {"lr_scheduler_type": section.schedule}
 
 
 def _moved(losses: Sequence[float]) -> bool:
@@ -342,28 +328,6 @@ def _moved(losses: Sequence[float]) -> bool:
 def _plain(row: Encoded) -> dict[str, Any]:
     """A row as JSON can hold it."""
     return {name: value for name, value in row.items() if isinstance(value, list | int | float | str)}
-
-
-def _add_head(model: PreTrainedModel, file: Path) -> None:
-    """Puts the head's weights beside the converted updates: peft 0.21's conversion keeps the updates alone."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(file)
-    for name, weight in get_peft_model_state_dict(model).items():
-        if "lora_" not in name:
-            weights.setdefault(name, weight.detach().cpu().contiguous())
-    save_file(weights, file, metadata={"format": "pt"})
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; trainer_state.json is the last file of each."""
-    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(found, key=_step_of, default=None)
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ LAYERS = (
     ("recipe",),
     ("plan",),
     ("rundir",),
-    ("report", "train_watch", "merging", "proof"),
+    ("report", "train_watch", "train_arguments", "checkpoints", "merging", "proof"),
     ("train",),
     ("card", "classify", "pretrain", "predict"),
     ("generate",),

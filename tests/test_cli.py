@@ -197,6 +197,26 @@ def test_init_writes_a_recipe_that_holds(tmp_path, pico):
     assert not (tmp_path / "my-rows.yaml").exists()
 
 
+def test_init_on_texts_writes_a_recipe_for_a_language_model(tmp_path):
+    """A folder of texts and a file whose name YAML would read as a number."""
+    (tmp_path / "notes").mkdir()
+    for number in range(12):
+        (tmp_path / "notes" / f"{number}.txt").write_text(f"Note {number}. " + "Some words. " * 30, encoding="utf-8")
+    (tmp_path / "7.jsonl").write_text('{"text": "one two three"}\n' * 3, encoding="utf-8")
+    for source, name in (("notes/", "notes"), ("7.jsonl", "7")):
+        done = ftkit("init", source, folder=tmp_path)
+        assert (done.returncode, done.stdout) == (0, f"{name}.yaml is written. Next: ftkit check {name}.yaml\n")
+        assert "task: {type: pretrain}" in (tmp_path / f"{name}.yaml").read_text(encoding="utf-8")
+    assert ftkit("check", "notes.yaml", folder=tmp_path).returncode == 0
+    refused = ftkit("check", "7.yaml", folder=tmp_path)
+    assert refused.returncode == 3  # three equal rows are one document: too few to split, and the recipe itself holds
+    (tmp_path / "ids.jsonl").write_text('{"number": 1}\n', encoding="utf-8")
+    assert ftkit("init", "ids.jsonl", folder=tmp_path).stderr == (
+        "error: ids.jsonl has 1 problem\n"
+        "  the only column is number. A text and a label are needed, or a column named text alone.\n"
+    )
+
+
 def test_the_lists_tell_people_and_programs_the_same(place):
     (run,) = json.loads(ftkit("ls", "--json", folder=place).stdout)
     assert run["state"] == "merged"

@@ -135,7 +135,10 @@ def test_a_base_goes_on_learning_and_is_merged_and_proved(recipe, tmp_path):
     report, plan = read(folder, "eval.json"), read(folder, "plan.json")
     assert set(report["models"]) == {"baseline", "adapter", "merged"}
     assert plan["data"]["packing"] is True
-    assert read(folder, "merge.json")["passed"]
+    proof = read(folder, "merge.json")
+    assert proof["passed"]
+    # Exported, measured and merged are the weights that were scored best, by their hash.
+    assert proof["adapter_sha256"] == read(folder, "train.json")["best_sha256"]
     rows = lines(folder, "predictions.jsonl")
     assert len(rows) == report["n"] >= 30
     metrics = report["models"]["adapter"]["metrics"]
@@ -375,6 +378,23 @@ def test_weights_that_are_not_finite_stop_the_run_with_the_batch_written_down(re
     assert 1 <= len(batch) <= 4
     assert all(row["where"].startswith("train.jsonl line ") for row in batch)
     assert all(row["input_ids"] for row in batch)
+
+
+def test_a_batch_cut_into_micro_batches_trains_the_same(recipe, tmp_path, monkeypatch):
+    """One window at once or four: the losses and the gradients of each step are the same."""
+    from ftkit.pretrain import train
+
+    path = recipe(task="{type: pretrain, samples: 0}", merge="false",
+                  train="{epochs: 1, batch_size: 4, max_length: 64, precision: float32}")  # fmt: skip
+    found = []
+    for name, tokens in (("four", 4096), ("one", 64)):
+        monkeypatch.setitem(train.TOKENS_AT_ONCE, "cpu", tokens)
+        folder = run(Request(path, out=tmp_path / name), QUIET).folder
+        steps = [line for line in lines(folder, "train.jsonl") if "loss" in line]
+        found.append((read(folder, "train.json")["micro_batch_size"], steps))
+    assert [micro for micro, _ in found] == [4, 1]
+    for figure in ("loss", "grad_norm"):
+        np.testing.assert_allclose(*([step[figure] for step in steps] for _, steps in found), rtol=1e-4)
 
 
 def test_weights_of_sources_decide_their_share_of_an_epoch(recipe, tmp_path):

@@ -43,6 +43,7 @@ def train_run(plan: LabelledPlan, folder: RunDir, *, seed: int, machine: Machine
         section=recipe.train,
         tokenizer=tokenizer,
         lr_ratio=adapter.lr_ratio,
+        tokens_at_once=None,
         converted=adapter.type == "lora" and adapter.init == "pissa",
     )
     folder.folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ftkit.console import Console
+from ftkit.files import cache_folder
 from ftkit.provenance import versions
 
 _CPU_TORCH = "the CPU build; https://pytorch.org/get-started/locally has the command"
@@ -73,4 +74,9 @@ def _packages() -> list[_Line]:
 
 def _disk() -> list[_Line]:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return [_Line("disk", f"{free:.0f} GB free here", "Runs need about the base's size." if free < 2 else "")]
+    cache = cache_folder()
+    size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
+    return [
+        _Line("disk", f"{free:.0f} GB free here", "Runs need about the base's size." if free < 2 else ""),
+        _Line("cache", f"{cache}: {size / 1e6:,.0f} MB of corpora that were read and tokenised; safe to delete"),
+    ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ftkit.console import Console
 from ftkit.errors import Problem, RecipeError, did_you_mean
 from ftkit.files import write_text
-from ftkit.starter import BASE, Look, look, recipe_name, recipe_text
+from ftkit.starter import BASE, TEXT_BASE, Look, look, recipe_name, recipe_text, text_recipe
 
 
 def write_recipe(data: str, text: str | None, label: str | None, base: str | None) -> None:
@@ -23,8 +23,16 @@ def write_recipe(data: str, text: str | None, label: str | None, base: str | Non
     path = Path(f"{name}.yaml")
     if path.exists():
         raise RecipeError(f"{path} exists", [Problem("", "DATA", "Rename it, or edit it by hand.")])
+    if found.label is None and label is None:
+        if text is not None:
+            _column(console, found, "text", text, found.text, "")
+        base = base or _asked(console, "Which base model?", TEXT_BASE)
+        write_text(path, text_recipe(found, name=name, base=base))
+        console.note(f"texts without labels: a language model, base {base}")
+        console.result(f"{path} is written. Next: ftkit check {path}")
+        return
     text = _column(console, found, "text", text, found.text, "Which column is the text?")
-    label = _column(console, found, "label", label, found.label, "Which column is the label?")
+    label = _column(console, found, "label", label, found.label or "", "Which column is the label?")
     base = base or _asked(console, "Which base model?", BASE)
     write_text(path, recipe_text(found, name=name, base=base, text=text, label=label))
     labels = found.labels(label)

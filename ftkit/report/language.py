@@ -17,7 +17,7 @@ def sections(story: Story) -> dict[str, Any]:
     texts = story.texts
     return {
         "samples": [_sample(sample) for sample in texts.samples] if texts else [],
-        "hardest": [_hard(window) for window in texts.worst] if texts else [],
+        "hardest": [_hard(document) for document in texts.worst] if texts else [],
         "improved": improved(story),
         "cleaning": facts.cleaning(story),
     }
@@ -51,13 +51,13 @@ def _sample(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _hard(window: Hard) -> dict[str, Any]:
-    start, rest = untrusted.clip(window.text, SHOWN_TEXT)
+def _hard(document: Hard) -> dict[str, Any]:
+    start, rest = untrusted.clip(document.text, SHOWN_TEXT)
     return {
-        "id": window.id,
-        "cut": window.cut,
+        "id": document.id,
+        "cut": document.cut,
         "start": start,
         "rest": rest,
-        "perplexity": numbers.score(window.perplexity),
-        "baseline": None if window.baseline is None else numbers.score(window.baseline),
+        "perplexity": numbers.score(document.perplexity),
+        "baseline": None if document.baseline is None else numbers.score(document.baseline),
     }

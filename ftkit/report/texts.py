@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeGuard
 
 HARDEST = 20
@@ -17,7 +18,10 @@ _LARGEST_MEAN = 690.0
 
 @dataclass(frozen=True, slots=True)
 class Hard:
-    """A window that the model predicts badly, with the perplexity of the model and of the base on it."""
+    """A document that the model predicts badly over all of its windows, with the perplexity of model and base on it.
+
+    ``text``: its first window; ``cut``: there is more of it.
+    """
 
     id: str
     text: str
@@ -39,12 +43,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """All windows in brief. ``worst``: those with the highest negative log-likelihood a byte (a token without bytes).
+    """All windows in brief. ``worst``: the documents with the highest negative log-likelihood a byte (else a token).
 
     ``improved``: windows that the model predicts better than the base; None where there is no base.
     """
 
     windows: int
+    documents: int
     worst: tuple[Hard, ...]
     samples: tuple[Sample, ...]
     improved: int | None
@@ -56,26 +61,50 @@ def is_window(line: Mapping[str, Any]) -> bool:
 
 
 def read_texts(lines: Iterable[Mapping[str, Any]]) -> Texts:
-    """One pass that keeps the hardest windows only; a line without its figures is passed over."""
-    windows = improved = paired = 0
+    """One pass that keeps the hardest documents only; a line without its figures is passed over."""
+    windows = documents = improved = paired = 0
     worst: list[tuple[float, int, Mapping[str, Any]]] = []
     samples: list[Sample] = []
-    for line in lines:
-        if not (_number(line.get("nll")) and _number(line.get("tokens"))):
-            continue
-        windows += 1
-        if _number(line.get("baseline_nll")):
-            paired += 1
-            improved += line["nll"] < line["baseline_nll"]
-        if line.get("prompt") is not None and line.get("prediction") is not None and len(samples) < SAMPLES:
-            samples.append(_sample(line))
-        count = line["bytes"] if _number(line.get("bytes")) else line["tokens"]
-        if count > 0 and line["tokens"] > 0:
-            # Of equally hard windows the earlier goes first, so that the choice is the same every time.
-            item = (line["nll"] / count, -windows, line)
+    for document in _by_document(lines):
+        documents += 1
+        for line in document:
+            windows += 1
+            if _number(line.get("baseline_nll")):
+                paired += 1
+                improved += line["nll"] < line["baseline_nll"]
+            if line.get("prompt") is not None and line.get("prediction") is not None and len(samples) < SAMPLES:
+                samples.append(_sample(line))
+        whole = _whole(document)
+        count = whole["tokens"] if whole["bytes"] is None else whole["bytes"]
+        if count > 0 and whole["tokens"] > 0:
+            # Of equally hard documents the earlier goes first, so that the choice is the same every time.
+            item = (whole["nll"] / count, -documents, whole)
             (heapq.heappush if len(worst) < HARDEST else heapq.heappushpop)(worst, item)
     hardest = tuple(_hard(line) for _, _, line in sorted(worst, key=lambda item: item[:2], reverse=True))
-    return Texts(windows, hardest, tuple(samples), improved if paired else None)
+    return Texts(windows, documents, hardest, tuple(samples), improved if paired else None)
+
+
+def _by_document(lines: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """The windows of each document, which stand one after the other: "wiki.txt:1#1", "wiki.txt:1#2"."""
+    whole = (line for line in lines if _number(line.get("nll")) and _number(line.get("tokens")))
+    for _, windows in groupby(whole, key=lambda line: str(line.get("id", "")).rpartition("#")[0]):
+        yield list(windows)
+
+
+def _whole(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of a document's windows together, with its first window's text."""
+
+    def total(name: str) -> float | None:
+        values = [window.get(name) for window in windows]
+        return sum(value for value in values if _number(value)) if all(map(_number, values)) else None
+
+    first = windows[0]
+    return {
+        "id": str(first.get("id", "")).rpartition("#")[0] or str(first.get("id", "")),
+        "input": str(first.get("input") or "")[: LONGEST_TEXT + 1],
+        "more": len(windows) > 1,
+        **{name: total(name) for name in ("nll", "tokens", "bytes", "baseline_nll")},
+    }
 
 
 def _hard(line: Mapping[str, Any]) -> Hard:
@@ -84,7 +113,7 @@ def _hard(line: Mapping[str, Any]) -> Hard:
     return Hard(
         id=str(line.get("id", "")),
         text=text[:LONGEST_TEXT],
-        cut=len(text) > LONGEST_TEXT,
+        cut=line["more"] or len(text) > LONGEST_TEXT,
         perplexity=_perplexity(line["nll"], line["tokens"]),
         baseline=_perplexity(baseline, line["tokens"]) if _number(baseline) else None,
     )
