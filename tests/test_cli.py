@@ -220,7 +220,8 @@ def test_init_on_texts_writes_a_recipe_for_a_language_model(tmp_path):
 def test_the_lists_tell_people_and_programs_the_same(place):
     (run,) = json.loads(ftkit("ls", "--json", folder=place).stdout)
     assert run["state"] == "merged"
-    assert run["run"] in ftkit("ls", folder=place).stdout
+    (listed,) = ftkit("ls", folder=place).stdout.splitlines()[1:]
+    assert listed.split() == [run["run"], "merged", "f1", f"{run['score']:.3f}"]
     shown = json.loads(ftkit("show", "pico", "--json", folder=place).stdout)
     assert shown["merge"]["passed"]
     assert (

@@ -20,22 +20,25 @@ def print_runs(*, json: bool) -> None:
     elif not rows:
         console.result("No runs yet. Make one: ftkit run recipes/sentiment.yaml")
     else:
-        lines = [f"{'run':48} {'state':14} f1"]
-        lines += [f"{row['run']:48} {row['state']:14} {_score(row['f1'])}" for row in rows]
+        lines = [f"{'run':48} {'state':14} score"]
+        lines += [f"{row['run']:48} {row['state']:14} {_score(row)}" for row in rows]
         console.result("\n".join(lines))
 
 
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _score(row: dict[str, Any]) -> str:
+    return "-" if row["score"] is None else f"{row['metric']} {row['score']:.3f}"
 
 
 def _row(run: RunDir) -> dict[str, Any]:
     report = read_json(run.eval) if run.eval.exists() else {}
-    adapter = report.get("models", {}).get("adapter", {})
+    models = report.get("models", {})
+    metrics = (models.get("adapter") or models.get("model") or {}).get("metrics", {})
+    metric = "f1" if "f1" in metrics else next(iter(metrics), None)
     return {
         "run": f"{run.folder.parent.name}/{run.folder.name}",
         "state": state(run),
-        "f1": adapter.get("metrics", {}).get("f1"),
+        "metric": metric,
+        "score": metrics.get(metric),
     }
 
 
