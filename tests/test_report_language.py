@@ -86,7 +86,7 @@ def plan(objective: str, scratch: bool) -> dict[str, Any]:
 def window(number: int, text: str = "some text", *, base: bool = True, with_bytes: bool = True) -> dict[str, Any]:
     tokens = 400 + number % 7
     return {
-        "id": f"wiki.txt:1#{number}",
+        "id": f"wiki.txt:{number}#1",
         "where": f"wiki/wiki.txt line 1, window {number}",
         "input": text,
         "tokens": tokens,
@@ -211,29 +211,29 @@ def test_text_of_the_data_is_shown_and_does_nothing(adapter: Story) -> None:
     shown = " ".join(untrusted.visible(HOSTILE).split())
     assert f"trained {shown}" in page.text
     assert adapter.texts is not None
-    number = adapter.texts.worst[0].id.partition("#")[2]
+    number = adapter.texts.worst[0].id.partition(":")[2]
     assert f"text {number} {shown}" in page.text
     assert "<script" not in html.render(adapter)
 
 
 def test_samples_stand_side_by_side(adapter: Story, scratch: Story) -> None:
     text = page_of(adapter)
-    order = ["1. wiki.txt:1#0", "Prompt Once upon", "The base wrote based", "The trained model wrote trained"]
-    places = [text.index(part) for part in [*order, "The text says a time", "Hardest texts Of 812 windows"]]
+    order = ["1. wiki.txt:0#1", "Prompt Once upon", "The base wrote based", "The trained model wrote trained"]
+    places = [text.index(part) for part in [*order, "The text says a time", "Hardest texts Of 812 documents"]]
     assert places == sorted(places)
     alone = page_of(scratch)
     assert "The trained model wrote" in alone
     assert "The base wrote" not in alone
 
 
-def test_the_hardest_windows_are_those_with_most_bits_a_byte(tmp_path: Path) -> None:
+def test_the_hardest_texts_are_those_with_most_bits_a_byte(tmp_path: Path) -> None:
     rows = [window(i, "x" * 9000) for i in range(1000)]
     files.write_jsonl(tmp_path / "predictions.jsonl", rows)
     read = Story.read(tmp_path)
     assert read.predictions is None
     assert read.texts is not None
     wanted = sorted(rows, key=lambda row: (-row["nll"] / row["bytes"], rows.index(row)))[: texts.HARDEST]
-    assert [hard.id for hard in read.texts.worst] == [row["id"] for row in wanted]
+    assert [hard.id for hard in read.texts.worst] == [row["id"].rpartition("#")[0] for row in wanted]
     assert all(len(hard.text) == texts.LONGEST_TEXT and hard.cut for hard in read.texts.worst)
     assert read.texts.worst[0].perplexity == pytest.approx(2.718281828459045**2.99)
     assert read.texts.worst[0].baseline == pytest.approx(2.718281828459045**2.5)
@@ -248,7 +248,23 @@ def test_bytes_decide_before_tokens(tmp_path: Path) -> None:
         files.write_jsonl(folder / "predictions.jsonl", [dense | change, wide | change])
         found = Story.read(folder).texts
         assert found is not None
-        assert found.worst[0].id == first["id"]
+        assert found.worst[0].id == first["id"].rpartition("#")[0]
+
+
+def test_a_document_s_windows_count_together(tmp_path: Path) -> None:
+    """One bad window of a long document does not make it the hardest; its figures are those of all its windows."""
+    start = window(1, "the start") | {"tokens": 100, "bytes": 400, "nll": 100.0, "baseline_nll": 200.0}
+    rest = start | {"id": "wiki.txt:1#2", "input": "the rest", "nll": 500.0}
+    other = window(2) | {"tokens": 100, "bytes": 400, "nll": 400.0}
+    files.write_jsonl(tmp_path / "predictions.jsonl", [start, rest, other])
+    found = Story.read(tmp_path).texts
+    assert found is not None
+    assert (found.windows, found.documents) == (3, 2)
+    assert [hard.id for hard in found.worst] == ["wiki.txt:2", "wiki.txt:1"]
+    long = found.worst[1]
+    assert (long.text, long.cut) == ("the start", True)
+    assert long.perplexity == pytest.approx(2.718281828459045**3)
+    assert long.baseline == pytest.approx(2.718281828459045**2)
 
 
 def test_lines_without_figures_are_passed_over(tmp_path: Path) -> None:
