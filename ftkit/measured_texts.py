@@ -17,10 +17,9 @@ from ftkit.generate import load_base, load_generator
 from ftkit.models.hardware import Machine
 from ftkit.records import EvalReport, Verdict
 from ftkit.rundir import RunDir
-from ftkit.tasks import language, masked
-from ftkit.tasks.heldout import HeldOut, held_out
+from ftkit.tasks import masked
+from ftkit.tasks.heldout import HeldOut, held_out, score_held_out
 from ftkit.tasks.tokens import tokenise
-from ftkit.tasks.windows import IGNORED
 
 
 def evaluate_texts(run: RunDir, source: str | None, machine: Machine) -> EvalReport:
@@ -29,8 +28,6 @@ def evaluate_texts(run: RunDir, source: str | None, machine: Machine) -> EvalRep
     Raises RecipeError without a source: what the run measured stands in its eval.json. DataError for texts that cannot
     be read.
     """
-    import numpy as np
-
     if source is None:
         fix = "Name texts to measure on: --data FILE. The run's own figures: ftkit show."
         raise RecipeError("nothing to measure on", [Problem("", "--data", fix)])
@@ -39,26 +36,16 @@ def evaluate_texts(run: RunDir, source: str | None, machine: Machine) -> EvalRep
     data = Data.model_validate_json(json.dumps(plan["recipe"]["data"]))
     documents = read_held_out(source, data, Path.cwd())
     tokenizer = generator.tokenizer
-    side = held_out(documents, tokenise(documents, tokenizer), tokenizer, generator.objective, generator.max_length)
     task, seed = plan["recipe"]["task"], int(plan["seed"])
-    pad = int(str(tokenizer.pad_token_id))
-    hidden = None
+    masking = None
     if generator.objective == "masked":
         masking = masked.masking(tokenizer, share=task["mask_share"], whole_word=task["whole_word"])
-        hidden = masked.hidden_rows(masking, side.rows, seed=seed)
+    tokens = tokenise(documents, tokenizer)
+    side = held_out(documents, tokens, tokenizer, generator.objective, generator.max_length, masking=masking, seed=seed)
 
     def scored(model: Any) -> ScoredWindows:
-        if hidden is None:
-            return score_language(
-                language.score(model, side.rows, pad_token_id=pad).nll,
-                side.tokens,
-                side.bytes,
-                settings=Eval(),
-                seed=seed,
-            )
-        tokens = np.array([sum(label != IGNORED for label in labels) for _, labels in hidden])
-        nll = masked.score(model, hidden, pad_token_id=pad).nll
-        return score_language(nll, tokens, None, settings=Eval(), seed=seed)
+        nll = score_held_out(model, side, pad_token_id=int(str(tokenizer.pad_token_id))).nll
+        return score_language(nll, side.tokens, side.bytes, settings=Eval(), seed=seed)
 
     name = "merged" if run.merged.is_dir() else "adapter" if run.adapter.is_dir() else "model"
     found = {name: scored(generator.model)}

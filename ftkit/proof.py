@@ -74,8 +74,9 @@ def read_scores(path: Path) -> Scores:
     import numpy as np
 
     with np.load(path) as found:
-        best = np.split(found["best"], np.cumsum(found["lengths"])[:-1])
-        return Scores(found["nll"], best, found["logits"])
+        ends = np.cumsum(found["lengths"])[:-1]
+        best, margins = np.split(found["best"], ends), np.split(found["margins"], ends)
+        return Scores(found["nll"], best, margins, found["logits"])
 
 
 def _main() -> None:
@@ -134,8 +135,14 @@ def _score_windows(task: dict[str, Any], windows: dict[str, Any], model: PreTrai
         pad_token_id=windows["pad_token_id"],
         positions=[tuple(position) for position in windows["positions"]],
     )
-    lengths = [len(best) for best in found.best]
-    np.savez(task["out"], nll=found.nll, best=np.concatenate(found.best), lengths=lengths, logits=found.logits)
+    np.savez(
+        task["out"],
+        nll=found.nll,
+        best=np.concatenate(found.best),
+        margins=np.concatenate(found.margins),
+        lengths=[len(best) for best in found.best],
+        logits=found.logits,
+    )
 
 
 if __name__ == "__main__":

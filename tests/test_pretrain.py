@@ -204,7 +204,11 @@ def test_hidden_words_are_learned_and_compared_with_token_frequencies(recipe, tm
     assert set(report["models"]["adapter"]["metrics"]) == {"perplexity"}
     assert read(folder, "plan.json")["data"]["packing"] is False
     assert read(folder, "merge.json")["passed"]
-    assert {row["bytes"] for row in lines(folder, "predictions.jsonl")} == {None}
+    rows = lines(folder, "predictions.jsonl")
+    assert {row["bytes"] for row in rows} == {None}
+    # The tokens of a window are those that were hidden: the figures can be made again from the file.
+    nll, tokens = (sum(row[name] for row in rows) for name in ("nll", "tokens"))
+    assert report["models"]["adapter"]["metrics"]["perplexity"] == pytest.approx(math.exp(nll / tokens))
 
 
 @pytest.mark.parametrize("adapter", ["qlora", "pissa", "ia3"])

@@ -20,11 +20,13 @@ from ftkit.models.locate import BaseFiles
 from ftkit.plan.text import TextPlan
 from ftkit.pretrain.prepare import Prepared, load_base
 from ftkit.pretrain.samples import Sample, continuations, prompts
-from ftkit.pretrain.train import predicted, scores, validator
+from ftkit.pretrain.train import validator
 from ftkit.records import EvalReport, as_json
 from ftkit.rundir import RunDir, read_log
 from ftkit.tasks import masked
+from ftkit.tasks.heldout import HeldOut, score_held_out
 from ftkit.tasks.language import Scores
+from ftkit.tasks.windows import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +62,7 @@ def evaluate(
     where what is on disk is not what was trained.
     """
     seconds: dict[str, float] = {}
-    positions = kept_positions(prepared, plan.recipe.train.seed)
+    positions = kept_positions(prepared.test)
     base = _base(plan, prepared, machine) if plan.adapter else None
     starts = prompts(prepared, plan.task.samples if prepared.masking is None else 0, seed=plan.recipe.train.seed)
     baselines: dict[str, Floats] = {}
@@ -74,8 +76,8 @@ def evaluate(
         _check_reload(plan, prepared, run, model)
     name = "adapter" if plan.adapter else "model"
     with console.progress("scoring test windows", len(prepared.test)) as advance, _timed(seconds, name):
-        found = scores(
-            prepared, prepared.test, model, seed=plan.recipe.train.seed, positions=positions, advance=advance
+        found = score_held_out(
+            model, prepared.test, pad_token_id=prepared.pad_token_id, positions=positions, advance=advance
         )
     own_texts = continuations(model, prepared, starts, seed=plan.recipe.train.seed)
     scored = {each: scored_on(plan, prepared, nll) for each, nll in (*baselines.items(), (name, found.nll))}
@@ -93,8 +95,8 @@ def evaluate(
 
 def scored_on(plan: TextPlan, prepared: Prepared, nll: Floats) -> ScoredWindows:
     """Scores the nats of the test windows by the recipe's settings."""
-    side, seed = prepared.test, plan.recipe.train.seed
-    return score_language(nll, predicted(prepared, side, seed=seed), side.bytes, settings=plan.recipe.eval, seed=seed)
+    side = prepared.test
+    return score_language(nll, side.tokens, side.bytes, settings=plan.recipe.eval, seed=plan.recipe.train.seed)
 
 
 def load_trained(
@@ -115,13 +117,13 @@ def load_trained(
     return model
 
 
-def kept_positions(prepared: Prepared, seed: int) -> list[tuple[int, int]]:
-    """Places of the test windows, spread evenly, whose logits are compared when the adapter is merged."""
-    if prepared.masking is None:
-        places = [(row, at) for row, ids in enumerate(prepared.test.rows) for at in range(len(ids) - 1)]
+def kept_positions(side: HeldOut) -> list[tuple[int, int]]:
+    """Places of the windows, spread evenly, whose logits are compared when the adapter is merged."""
+    if side.hidden is None:
+        places = [(row, at) for row, ids in enumerate(side.rows) for at in range(len(ids) - 1)]
     else:
-        hidden = masked.hidden_rows(prepared.masking, prepared.test.rows, seed=seed)
-        places = [(row, at) for row, (_, labels) in enumerate(hidden) for at, label in enumerate(labels) if label >= 0]
+        shown = enumerate(labels for _, labels in side.hidden)
+        places = [(row, at) for row, labels in shown for at, label in enumerate(labels) if label != IGNORED]
     step = max(1, len(places) // _POSITIONS)
     return places[::step][:_POSITIONS]
 
@@ -136,20 +138,20 @@ def _base(plan: TextPlan, prepared: Prepared, machine: Machine) -> Loaded:
 
 def _baselines(plan: TextPlan, prepared: Prepared, base: Loaded, console: Console) -> dict[str, Floats]:
     """Nats of the test windows under the base; a base whose head is new is compared with token frequencies instead."""
-    side, seed = prepared.test, plan.recipe.train.seed
-    if prepared.masking is not None and base.head:
+    side = prepared.test
+    if side.hidden is not None and base.head:
         console.note("the base has no head for hidden tokens: the baseline is how often each token stands in train")
-        labels = [labels for _, labels in masked.hidden_rows(prepared.masking, side.rows, seed=seed)]
+        labels = [labels for _, labels in side.hidden]
         frequencies = masked.unigram(prepared.train_tokens.ids, labels, vocabulary=len(prepared.tokenizer))
         return {"unigram": frequencies}
     with console.progress("scoring the base", len(side)) as advance:
-        return {"baseline": scores(prepared, side, base.model, seed=seed, advance=advance).nll}
+        return {"baseline": score_held_out(base.model, side, pad_token_id=prepared.pad_token_id, advance=advance).nll}
 
 
 def _of_seed(plan: TextPlan, prepared: Prepared, folder: Path, machine: Machine) -> ScoredWindows:
     base = _base(plan, prepared, machine) if plan.adapter else None
     model = load_trained(plan, prepared, folder, base, machine)
-    return scored_on(plan, prepared, scores(prepared, prepared.test, model, seed=plan.recipe.train.seed).nll)
+    return scored_on(plan, prepared, score_held_out(model, prepared.test, pad_token_id=prepared.pad_token_id).nll)
 
 
 @contextmanager
@@ -165,7 +167,7 @@ def _check_reload(plan: TextPlan, prepared: Prepared, run: RunDir, model: PreTra
     if not len(prepared.valid) or not noted:
         return
     before = noted[-1]["loss"]
-    now = validator(prepared, prepared.valid, seed=plan.recipe.train.seed)(model)["loss"]
+    now = validator(prepared, prepared.valid)(model)["loss"]
     if abs(before - now) > _RELOAD_TOLERANCE:
         message = f"its validation loss was {before:.5f} in training and is {now:.5f} from disk. Report this."
         where = str(run.adapter if plan.adapter else run.model)

@@ -70,15 +70,16 @@ def prepare(plan: TextPlan, machine: Machine, console: Console) -> Prepared:
         sources = plan.corpus.train.table["source"][pieces.document]
         chosen = repeated(sources, pieces.length, plan.recipe.data.weights, seed=plan.recipe.train.seed)
     windows = Windows(pieces, packed=packing, chosen=chosen)
-    task = plan.task
+    task, seed = plan.task, plan.recipe.train.seed
+    hiding = masking(tokenizer, share=task.mask_share, whole_word=task.whole_word) if masked else None
     return Prepared(
         tokenizer=tokenizer,
         windows=windows,
-        valid=held_out(plan.corpus.valid, found["valid"], tokenizer, objective, length),
-        test=held_out(plan.corpus.test, found["test"], tokenizer, objective, length),
+        valid=held_out(plan.corpus.valid, found["valid"], tokenizer, objective, length, masking=hiding, seed=seed),
+        test=held_out(plan.corpus.test, found["test"], tokenizer, objective, length, masking=hiding, seed=seed),
         train_tokens=found["train"],
         packing=packing,
-        masking=masking(tokenizer, share=task.mask_share, whole_word=task.whole_word) if masked else None,
+        masking=hiding,
         decisions=decisions,
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ftkit.console import Console
 from ftkit.files import write_json
@@ -14,8 +15,7 @@ from ftkit.pretrain.prepare import Prepared, load_base
 from ftkit.records import as_json
 from ftkit.rundir import RunDir
 from ftkit.tasks import language, masked
-from ftkit.tasks.heldout import HeldOut
-from ftkit.tasks.windows import IGNORED
+from ftkit.tasks.heldout import HeldOut, score_held_out
 from ftkit.train import Job, train
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def train_run(
         if hidden is None
         else masked.CollateMasked(hidden, prepared.pad_token_id, seed),
         loss=None if hidden is None else masked.loss_function(),
-        validate=validator(prepared, prepared.valid, seed=plan.recipe.train.seed) if len(prepared.valid) else None,
+        validate=validator(prepared, prepared.valid) if len(prepared.valid) else None,
         best_by=plan.best_by,
         lowest=True,
         section=plan.recipe.train,
@@ -65,41 +65,13 @@ def train_run(
     write_json(folder.train, as_json(summary))
 
 
-def validator(prepared: Prepared, side: HeldOut, *, seed: int) -> Callable[[PreTrainedModel], dict[str, float]]:
+def validator(prepared: Prepared, side: HeldOut) -> Callable[[PreTrainedModel], dict[str, float]]:
     """A function that scores a held-out side as the test windows are scored: loss in nats a token, and perplexity."""
-    import math
-
-    tokens = predicted(prepared, side, seed=seed)
+    tokens = int(side.tokens.sum())
 
     def validate(model: PreTrainedModel) -> dict[str, float]:
         inference_mode(model)
-        loss = float(scores(prepared, side, model, seed=seed).nll.sum() / tokens.sum())
+        loss = float(score_held_out(model, side, pad_token_id=prepared.pad_token_id).nll.sum() / tokens)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
 
     return validate
-
-
-def predicted(prepared: Prepared, side: HeldOut, *, seed: int) -> Any:
-    """The tokens that are predicted of each piece [n]."""
-    import numpy as np
-
-    if prepared.masking is None:
-        return side.tokens
-    rows = masked.hidden_rows(prepared.masking, side.rows, seed=seed)
-    return np.array([sum(label != IGNORED for label in labels) for _, labels in rows])
-
-
-def scores(
-    prepared: Prepared,
-    side: HeldOut,
-    model: PreTrainedModel,
-    *,
-    seed: int,
-    positions: Any = (),
-    advance: Callable[[int], None] | None = None,
-) -> language.Scores:
-    """The model's scores of a held-out side; ``seed`` decides what is hidden of it (masked objective)."""
-    options: dict[str, Any] = {"pad_token_id": prepared.pad_token_id, "positions": positions, "advance": advance}
-    if prepared.masking is None:
-        return language.score(model, side.rows, **options)
-    return masked.score(model, masked.hidden_rows(prepared.masking, side.rows, seed=seed), **options)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftkit.data.documents import Documents
 from ftkit.errors import DataError, Problem
+from ftkit.tasks import language, masked
+from ftkit.tasks.language import Scores
+from ftkit.tasks.masked import Masking, hidden_rows
 from ftkit.tasks.tokens import Tokens, character_starts, start_token
-from ftkit.tasks.windows import Layout, Pieces
+from ftkit.tasks.windows import IGNORED, Layout, Pieces
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ftkit.evals.statistics import Integers
 
@@ -22,12 +26,14 @@ Objective = Literal["causal", "masked"]
 class HeldOut:
     """A side that is scored: its documents, and for each piece its token ids, what is predicted of it, its bytes.
 
-    ``tokens`` [n]: predicted tokens; ``bytes`` [n]: UTF-8 bytes that they stand for, None for the masked objective.
+    ``hidden``: for the masked objective what is shown of each piece, and the labels; else None. ``tokens`` [n]: those
+    that are predicted; ``bytes`` [n]: UTF-8 bytes that they stand for, None for the masked objective.
     """
 
     documents: Documents
     pieces: Pieces
     rows: list[list[int]]
+    hidden: list[tuple[list[int], list[int]]] | None
     tokens: Integers
     bytes: Integers | None
 
@@ -48,17 +54,40 @@ def held_out(
     tokenizer: PreTrainedTokenizerBase,
     objective: Objective,
     max_length: int,
+    *,
+    masking: Masking | None,
+    seed: int,
 ) -> HeldOut:
     """The pieces to score. The end of a document is trained, and not scored: no byte of the text stands behind it.
 
-    Raises DataError where there are documents and no token of them is predicted.
+    ``masking`` (None for the causal objective) hides the same tokens for every model, by ``seed``. Raises DataError
+    where there are documents and no token of them is predicted.
     """
+    import numpy as np
+
     pieces = Pieces(tokens, layout(tokenizer, objective, max_length, end=False))
     if len(documents) and not len(pieces):
         raise DataError("a side has no token to predict", [Problem("", "data", "Name longer texts.")])
     rows = [pieces.ids(piece) for piece in range(len(pieces))]
-    sizes = None if objective == "masked" else byte_counts(documents, pieces, tokenizer)
-    return HeldOut(documents, pieces, rows, pieces.predicted(), sizes)
+    if masking is not None:
+        hidden = hidden_rows(masking, rows, seed=seed)
+        tokens_hidden = np.array([sum(label != IGNORED for label in labels) for _, labels in hidden], dtype=np.int64)
+        return HeldOut(documents, pieces, rows, hidden, tokens_hidden, None)
+    return HeldOut(documents, pieces, rows, None, pieces.predicted(), byte_counts(documents, pieces, tokenizer))
+
+
+def score_held_out(
+    model: PreTrainedModel,
+    side: HeldOut,
+    *,
+    pad_token_id: int,
+    positions: Sequence[tuple[int, int]] = (),
+    advance: Callable[[int], None] | None = None,
+) -> Scores:
+    """The model's scores of a side, by its objective. Raises TrainingFailed where one is not finite."""
+    if side.hidden is not None:
+        return masked.score(model, side.hidden, pad_token_id=pad_token_id, positions=positions, advance=advance)
+    return language.score(model, side.rows, pad_token_id=pad_token_id, positions=positions, advance=advance)
 
 
 def byte_counts(documents: Documents, pieces: Pieces, tokenizer: PreTrainedTokenizerBase) -> Integers:

@@ -52,11 +52,12 @@ class Collate:
 class Scores:
     """``nll`` [n]: nats of the predicted tokens of each piece; ``best``: the most probable token at each of them.
 
-    ``logits`` [m, V]: at the positions asked for, in their order.
+    ``margins``: by how much its logit exceeds the next one's. ``logits`` [m, V]: at the positions asked for, in order.
     """
 
     nll: Floats
     best: list[Integers]
+    margins: list[Floats]
     logits: Floats
 
 
@@ -79,6 +80,7 @@ def score(
 
     nll: Floats = np.zeros(len(rows))
     best: list[Integers] = [np.empty(0, dtype=np.int64)] * len(rows)
+    margins: list[Floats] = [np.empty(0)] * len(rows)
     wanted: dict[int, list[int]] = {}
     for row, place in positions:
         wanted.setdefault(row, []).append(place)
@@ -94,16 +96,19 @@ def score(
             ahead = logits[:, :-1].float().flatten(0, 1)
             losses = functional.cross_entropy(ahead, labels.flatten(), reduction="none", ignore_index=IGNORED)
             nll[batch] = losses.view(labels.shape).double().sum(1).cpu().numpy()
-            likeliest = logits[:, :-1].argmax(-1).cpu().numpy()
+            two = ahead.topk(2)
+            likeliest = two.indices[:, 0].view(labels.shape).cpu().numpy()
+            ahead_by = (two.values[:, 0] - two.values[:, 1]).view(labels.shape).cpu().numpy()
         for place, row in enumerate(batch):
             best[row] = likeliest[place, : len(rows[row]) - 1]
+            margins[row] = ahead_by[place, : len(rows[row]) - 1]
             for at in wanted.get(row, ()):
                 kept[row, at] = logits[place, at].float().cpu().numpy()
         if advance:
             advance(len(batch))
     if not np.isfinite(nll).all():
         raise TrainingFailed("the model's scores are not finite", [Problem("", "train", NOT_FINITE)])
-    return Scores(nll, best, np.array([kept[position] for position in positions]))
+    return Scores(nll, best, margins, np.array([kept[position] for position in positions]))
 
 
 def keeps_apart(model: PreTrainedModel, first: Sequence[int], second: Sequence[int]) -> bool:

@@ -159,6 +159,7 @@ def score(
 
     nll: Floats = np.zeros(len(rows))
     best: list[Integers] = [np.empty(0, dtype=np.int64)] * len(rows)
+    margins: list[Floats] = [np.empty(0)] * len(rows)
     wanted: dict[int, list[int]] = {}
     for row, place in positions:
         wanted.setdefault(row, []).append(place)
@@ -173,14 +174,16 @@ def score(
             chosen = labels[place] != IGNORED
             own = logits[place][chosen].float()  # (hidden, V)
             nll[row] = float(functional.cross_entropy(own, labels[place][chosen], reduction="none").double().sum())
-            best[row] = own.argmax(-1).cpu().numpy()
+            two = own.topk(2)
+            best[row] = two.indices[:, 0].cpu().numpy()
+            margins[row] = (two.values[:, 0] - two.values[:, 1]).cpu().numpy()
             for at in wanted.get(row, ()):
                 kept[row, at] = logits[place, at].float().cpu().numpy()
         if advance:
             advance(len(batch))
     if not np.isfinite(nll).all():
         raise TrainingFailed("the model's scores are not finite", [Problem("", "train", NOT_FINITE)])
-    return Scores(nll, best, np.array([kept[position] for position in positions]))
+    return Scores(nll, best, margins, np.array([kept[position] for position in positions]))
 
 
 def unigram(train: Any, rows: Sequence[Sequence[int]], *, vocabulary: int) -> Floats:
