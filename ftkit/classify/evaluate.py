@@ -49,9 +49,7 @@ class Evaluation:
     logits: Floats
 
 
-def load_base(
-    plan: LabelledPlan, *, seed: int, quantize: bool, machine: Machine, dtype: Any = None
-) -> tuple[Loaded, Any]:
+def load_base(plan: LabelledPlan, *, seed: int, quantize: bool, machine: Machine) -> tuple[Loaded, Any]:
     """The plan's base with a fresh head, and its tokenizer; quantised as the adapter asks where ``quantize``."""
     import torch
 
@@ -63,7 +61,7 @@ def load_base(
             plan.labels,
             multi_label=plan.task.multi_label,
             pad_token_id=tokenizer.pad_token_id,
-            dtype=dtype or torch.float32,
+            dtype=torch.float32,
             seed=seed,
             trust_remote_code=plan.base.trust_remote_code,
             skip_quantising=skip,
