@@ -48,5 +48,8 @@ trainer.train()
 seconds = time.perf_counter() - started
 trainer.save_model(given.out)
 tokens = next(row["num_tokens"] for row in reversed(trainer.state.log_history) if "num_tokens" in row)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-print("RESULT", json.dumps({"seconds": seconds, "tokens": tokens, "peak_rss_mb": peak}))
+peaks = {
+    "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    "peak_gpu_mb": torch.cuda.max_memory_reserved() // 2**20 if torch.cuda.is_available() else None,
+}
+print("RESULT", json.dumps({"seconds": seconds, "tokens": tokens, **peaks}))

@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from beside import base_folder, machine, ours, plain, shown
+
 PACKAGES = ("asyncio", "email", "logging", "multiprocessing", "unittest", "xml")
 RECIPE = """\
 name: benchmark
@@ -33,7 +29,6 @@ train: {{epochs: {epochs}, batch_size: 8, learning_rate: {rate}, warmup: 0, prec
   seed: {seed}}}
 merge: false
 """
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def main() -> None:
@@ -46,8 +41,7 @@ def main() -> None:
     options.add_argument("--length", type=int, default=512)
     options.add_argument("--seeds", type=int, nargs="+", default=[42])
     given = options.parse_args()
-    busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores{busy}")
+    print(machine())
     base = base_folder(given.base)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -55,19 +49,12 @@ def main() -> None:
         for side, texts in (("train", train), ("test", test)):
             rows = [json.dumps({"text": text}) for text in within(base, texts, given.length)]
             (folder / f"{side}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        pairs = [(plain(folder, base, given, seed), ours(folder, base, given, seed)) for seed in given.seeds]
-        for (theirs, mine), seed in zip(pairs, given.seeds, strict=True):
-            scored = losses(folder, base, given, seed)
-            print(f"seed {seed}: tokens/s plain {theirs['speed']:,.0f}, ftkit {mine['speed']:,.0f}, ", end="")
-            print(f"ratio {mine['speed'] / theirs['speed']:.2f}; peak memory {theirs['memory']:,} and ", end="")
-            print(f"{mine['memory']:,} MiB; test loss base {scored['base']:.4f}, plain {scored['plain']:.4f}, ", end="")
-            print(f"ftkit {scored['ftkit']:.4f}; tokens {theirs['tokens']:,} and {mine['tokens']:,}")
-
-
-def base_folder(base: str) -> Path:
-    from ftkit.models.locate import locate
-
-    return locate(base, Path.cwd(), weights=True).folder
+        common = {"epochs": given.epochs, "rate": given.rate, "max-length": given.length}
+        for seed in given.seeds:
+            out = folder / f"plain-{seed}"
+            theirs = plain("plain_pretrain.py", base, folder / "train.jsonl", out, {**common, "seed": seed})
+            mine = ours(write_recipe(folder, base, given, seed), folder / f"ftkit-{seed}")
+            print(shown(seed, theirs, mine, losses(folder, base, seed)), flush=True)
 
 
 def lines(train: Path | None, test: Path | None) -> tuple[list[str], list[str]]:
@@ -93,31 +80,14 @@ def within(base: Path, texts: list[str], length: int) -> Iterator[str]:
             yield kept
 
 
-def plain(folder: Path, base: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
-    command = [sys.executable, str(HERE / "plain_pretrain.py"), str(base), str(folder / "train.jsonl")]
-    command += [str(folder / f"plain-{seed}"), "--seed", str(seed), "--epochs", str(given.epochs)]
-    command += ["--rate", str(given.rate), "--max-length", str(given.length)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
-    return {"speed": found["tokens"] / found["seconds"], "memory": found["peak_rss_mb"], "tokens": found["tokens"]}
-
-
-def ours(folder: Path, base: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
-    recipe = folder / f"{seed}.yaml"
+def write_recipe(folder: Path, base: Path, given: argparse.Namespace, seed: int) -> Path:
+    path = folder / f"{seed}.yaml"
     text = RECIPE.format(base=base, epochs=given.epochs, rate=given.rate, length=given.length, seed=seed)
-    recipe.write_text(text, encoding="utf-8")
-    environment = {**ENVIRONMENT, "FTKIT_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "ftkit", "run", str(recipe), "--out", str(folder / f"ftkit-{seed}")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found = json.loads((folder / f"ftkit-{seed}" / "train.json").read_text("utf-8"))
-    return {"speed": found["tokens_per_s"], "memory": found["peak_rss_mb"], "tokens": found["tokens"]}
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
-def losses(folder: Path, base: Path, given: argparse.Namespace, seed: int) -> dict[str, float]:
+def losses(folder: Path, base: Path, seed: int) -> dict[str, float]:
     """Nats a token of base, plain adapter and ftkit's on the test rows, all in float32 by one function."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftkit.files import sha256_files, writing_folder
+from ftkit.files import read_json, sha256_files, write_json, writing_folder
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+# Of embeddings that have grown the new rows are saved with the adapter. PEFT would add the whole matrices to them.
+_ALONE = {"save_embedding_layers": False}
 
 
 def save(model: PreTrainedModel, folder: Path, *, initial: Path | None) -> None:
@@ -16,13 +21,40 @@ def save(model: PreTrainedModel, folder: Path, *, initial: Path | None) -> None:
 
     ``initial``: a PiSSA adapter as it was at the start, against which it is saved as a plain LoRA of twice the rank.
     """
+    from peft import PeftModel
+
     with writing_folder(folder) as fresh:
-        if initial is not None:
-            model.save_pretrained(fresh, path_initial_model_for_weight_conversion=str(initial))
-            _add_head(model, fresh / "adapter_model.safetensors")
+        if isinstance(model, PeftModel):
+            _save_adapter(model, fresh, initial)
         else:
             model.save_pretrained(fresh)
         (fresh / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run has one of its own
+
+
+def save_start(model: PeftModel, folder: Path) -> None:
+    """Writes an untrained PiSSA adapter, for ``initial`` of ``save``."""
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(folder, **_ALONE)
+
+
+def forget_base(model: PeftModel) -> None:
+    """Leaves the base's name out of the adapter's configuration, but where ``save`` writes it.
+
+    With it PEFT looks at each of the Trainer's own checkpoints whether the base on disk, or on the hub, has as many
+    tokens, and where it has fewer adds the whole embeddings, of which the new rows are there already.
+    """
+    model.peft_config["default"].base_model_name_or_path = ""
+
+
+def _save_adapter(model: PeftModel, folder: Path, initial: Path | None) -> None:
+    forget_base(model)
+    if initial is None:
+        model.save_pretrained(folder, **_ALONE)
+    else:
+        model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial), **_ALONE)
+        _add_head(model, folder / "adapter_model.safetensors")
+    file = folder / "adapter_config.json"
+    write_json(file, {**read_json(file), "base_model_name_or_path": model.get_base_model().name_or_path})
 
 
 def weights_sha256(folder: Path) -> str:
@@ -40,7 +72,7 @@ def step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
-def _add_head(model: PreTrainedModel, file: Path) -> None:
+def _add_head(model: PeftModel, file: Path) -> None:
     """Puts the head's weights beside the converted updates: peft 0.21's conversion keeps the updates alone."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file, save_file

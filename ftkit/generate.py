@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ftkit.errors import DataError, Problem, RecipeError
 from ftkit.files import read_json
-from ftkit.models.base import Loaded, inference_mode, load_language_model, load_tokenizer, with_saved_adapter
+from ftkit.merging import full_precision
+from ftkit.models.base import Loaded, inference_mode, load_language_model, load_tokenizer
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
 from ftkit.predict import base_address
 from ftkit.rundir import RunDir
 from ftkit.tasks.batches import chunks
+from ftkit.tasks.generation import generate
 from ftkit.tasks.tokens import start_token
 
 if TYPE_CHECKING:
@@ -44,26 +46,20 @@ class Generator:
                 yield {"input": text, "prediction": prediction}
 
     def _continued(self, texts: list[str]) -> list[str]:
-        import torch
-
-        start = start_token(self.tokenizer)
+        start, end = start_token(self.tokenizer), self.tokenizer.eos_token_id
         opening = [] if start is None else [start]
         rows = [[*opening, *ids] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        batch = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
-        ids = batch["input_ids"].to(self.model.device)  # (B, T)
-        room = self.max_length - ids.shape[1]
-        if room < 1:
+        if max(map(len, rows)) >= self.max_length:
             raise self._too_long(texts)
-        with torch.inference_mode():
-            found = self.model.generate(
-                input_ids=ids,
-                attention_mask=batch["attention_mask"].to(self.model.device),
-                max_new_tokens=min(NEW_TOKENS, room),
-                do_sample=False,
-                pad_token_id=self.tokenizer.pad_token_id,
-                eos_token_id=self.tokenizer.eos_token_id,
-            )
-        return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in found[:, ids.shape[1] :]]
+        found = generate(
+            self.model,
+            rows,
+            max_new_tokens=NEW_TOKENS,
+            limit=self.max_length,
+            stop_ids=[] if end is None else [int(str(end))],
+            pad_token_id=int(str(self.tokenizer.pad_token_id)),
+        )
+        return [str(self.tokenizer.decode(answer.ids, skip_special_tokens=True)) for answer in found]
 
     def _filled(self, texts: list[str]) -> list[str]:
         import torch
@@ -104,7 +100,13 @@ def load_generator(run: RunDir, machine: Machine) -> Generator:
     tokenizer = load_tokenizer(own, max_length=length)
     pad = int(str(tokenizer.pad_token_id))
     if folder == run.adapter:
-        model = with_saved_adapter(_loaded(plan, _base(plan), pad).model, folder)
+        adapter, base, vocab = plan["recipe"]["adapter"], _base(plan), len(tokenizer)
+
+        def load(quantize: bool) -> Loaded:
+            whole = adapter.get("modules_to_save") or ()
+            return _loaded(plan, base, pad, vocab=vocab, quantize=quantize, whole=whole)
+
+        model = full_precision(load, folder, loftq=adapter.get("init") == "loftq")
     else:
         model = _loaded(plan, own, pad).model
     model.to(machine.device)
@@ -129,7 +131,7 @@ def _base(plan: dict[str, Any]) -> BaseFiles:
     return locate(base_address(plan["base"]), Path.cwd(), weights=True)
 
 
-def _loaded(plan: dict[str, Any], files: BaseFiles, pad_token_id: int) -> Loaded:
+def _loaded(plan: dict[str, Any], files: BaseFiles, pad_token_id: int, **more: Any) -> Loaded:
     import torch
 
     return load_language_model(
@@ -139,4 +141,5 @@ def _loaded(plan: dict[str, Any], files: BaseFiles, pad_token_id: int) -> Loaded
         dtype=torch.float32,
         seed=0,
         trust_remote_code=bool(plan["recipe"]["base"].get("trust_remote_code", False)),
+        **more,
     )

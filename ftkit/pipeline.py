@@ -12,6 +12,8 @@ from ftkit import provenance
 from ftkit.console import Console
 from ftkit.errors import FtkitError, GateNotMet, Interrupted, Problem, RecipeError
 from ftkit.files import read_json, write_json, write_text
+from ftkit.models.quantise import check_loftq
+from ftkit.plan.chat import ChatPlan
 from ftkit.plan.common import DEFAULT, Plan
 from ftkit.plan.labelled import LabelledPlan
 from ftkit.plan.make import make_plan
@@ -80,6 +82,7 @@ def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:
     folder.error.unlink(missing_ok=True)
     folder.start(plan.loaded.text)
     machine = _machine()
+    check_loftq(plan.loaded.recipe.adapter, machine)
     precision = str(training_dtype(plan.loaded.recipe.train.precision, machine)).removeprefix("torch.")
     work = _work(plan)
     write_json(folder.plan, work.prepare(machine, precision, console))
@@ -122,6 +125,10 @@ def _work(plan: Plan) -> Work:
         from ftkit.pretrain.work import PretrainWork
 
         return PretrainWork(plan)
+    if isinstance(plan, ChatPlan):
+        from ftkit.sft.work import SftWork
+
+        return SftWork(plan)
     from ftkit.classify.work import ClassifyWork
 
     assert isinstance(plan, LabelledPlan)

@@ -2,8 +2,8 @@
 
 ``python -m ftkit.proof`` imports at once, then waits for one line of JSON on its standard input, so that it can be
 started while the run still measures. The line names the ``folder`` of the model, ``trust_remote_code``, the file
-``out`` for what was scored, and either ``texts`` (a JSONL file with inputs to classify) or ``windows`` (a JSON file
-with token ids for a language model). It prints one line of JSON.
+``out`` for what was found, and one of ``texts`` (JSONL with inputs to classify), ``words`` (prompts and the answers
+that stand for labels) and ``rows`` (token ids for a language model). It prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -11,15 +11,59 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftkit.errors import NotProved, Problem
+from ftkit.tasks.generation import Generated, generate
 from ftkit.tasks.language import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ftkit.evals.statistics import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogues:
+    """Conversations to be answered. ``messages``: None where a prompt was cut, so that no template gives it.
+
+    ``prompts``: the token ids that the template must give for them. No answers with ``max_new_tokens`` 0.
+    """
+
+    messages: Sequence[Sequence[dict[str, Any]] | None]
+    tools: Sequence[Sequence[Any]]
+    prompts: Sequence[Sequence[int]]
+    max_new_tokens: int
+    limit: int | None
+    stop_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutRows:
+    """What a language model is scored on: token ids or, masked, pairs of shown ids and labels.
+
+    ``labels``: which of the ids are scored, as ``language.score`` takes it; ``positions``: where logits are kept.
+    """
+
+    rows: Sequence[Any]
+    positions: Sequence[tuple[int, int]]
+    pad_token_id: int
+    objective: Literal["causal", "masked"]
+    labels: Sequence[Sequence[int]] | None = None
+    dialogues: Dialogues | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Afresh:
+    """What the process found; ``generated`` where dialogues were given, one a row."""
+
+    scores: Scores
+    generated: list[Generated]
+    peak_rss_mb: int
 
 
 class FreshProcess:
@@ -31,22 +75,49 @@ class FreshProcess:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
         )  # fmt: skip
 
-    def logits(self, folder: Path, rows: Path, out: Path, *, trust_remote_code: bool) -> dict[str, Any]:
-        """Has the classifier in ``folder`` score the inputs of ``rows`` (JSONL); ``out`` gets the logits [n, K].
+    def logits(self, folder: Path, rows: Path, *, trust_remote_code: bool) -> tuple[Floats, int]:
+        """The logits [n, K] of the classifier in ``folder`` for the inputs of ``rows`` (JSONL), and MiB of memory.
 
         Raises NotProved where the model cannot be loaded or scored.
         """
-        return self._ask({"folder": folder, "texts": rows, "out": out}, trust_remote_code)
+        return self._scores(folder, {"texts": str(rows)}, trust_remote_code)
 
-    def windows(self, folder: Path, windows: Path, out: Path, *, trust_remote_code: bool) -> dict[str, Any]:
-        """Has the language model in ``folder`` score the ``windows`` that ``write_windows`` wrote; see ``read_scores``.
+    def label_scores(
+        self,
+        folder: Path,
+        prompts: Sequence[Sequence[int]],
+        words: Sequence[Sequence[int]],
+        *,
+        pad_token_id: int,
+        trust_remote_code: bool,
+    ) -> tuple[Floats, int]:
+        """The same of a decoder that answers with words: ``words.label_scores`` of these prompts."""
+        task = {"prompts": prompts, "words": words, "pad_token_id": pad_token_id}
+        return self._scores(folder, {"words": task}, trust_remote_code)
 
-        Raises NotProved where the model cannot be loaded or scored.
+    def language(self, folder: Path, rows: HeldOutRows, *, trust_remote_code: bool) -> Afresh:
+        """Has the language model in ``folder`` score the rows and answer the dialogues.
+
+        Raises NotProved where it cannot, and where its tokenizer gives other token ids than were trained.
         """
-        return self._ask({"folder": folder, "windows": windows, "out": out}, trust_remote_code)
+        with tempfile.TemporaryDirectory() as name:
+            file, out = Path(name, "rows.json"), Path(name, "scores.npz")
+            file.write_text(json.dumps(asdict(rows)), encoding="utf-8")
+            result = self._ask(folder, {"rows": str(file), "out": str(out)}, trust_remote_code)
+            scores = _read_scores(out)
+        generated = [Generated(**answer) for answer in result["generated"]]
+        return Afresh(scores, generated, int(result["peak_rss_mb"]))
 
-    def _ask(self, paths: dict[str, Path], trust_remote_code: bool) -> dict[str, Any]:
-        task = {name: str(path) for name, path in paths.items()} | {"trust_remote_code": trust_remote_code}
+    def _scores(self, folder: Path, task: dict[str, Any], trust_remote_code: bool) -> tuple[Floats, int]:
+        import numpy as np
+
+        with tempfile.TemporaryDirectory() as name:
+            out = Path(name, "scores.npy")
+            result = self._ask(folder, {**task, "out": str(out)}, trust_remote_code)
+            return np.load(out), int(result["peak_rss_mb"])
+
+    def _ask(self, folder: Path, task: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:
+        task = {**task, "folder": str(folder), "trust_remote_code": trust_remote_code}
         printed, errors = self._process.communicate(json.dumps(task) + "\n")
         if self._process.returncode != 0:
             reason = (errors.strip().splitlines() or ["no message"])[-1]
@@ -61,16 +132,7 @@ class FreshProcess:
             self._process.communicate()
 
 
-def write_windows(
-    path: Path, rows: Sequence[Any], positions: Sequence[tuple[int, int]], *, pad_token_id: int, objective: str
-) -> None:
-    """Windows for a fresh process: token ids or, masked, pairs of shown ids and labels; and where logits are kept."""
-    task = {"rows": rows, "positions": positions, "pad_token_id": pad_token_id, "objective": objective}
-    path.write_text(json.dumps(task), encoding="utf-8")
-
-
-def read_scores(path: Path) -> Scores:
-    """What a fresh process found of windows."""
+def _read_scores(path: Path) -> Scores:
     import numpy as np
 
     with np.load(path) as found:
@@ -95,46 +157,63 @@ def _main() -> None:
 
     quiet_libraries()
     task = json.loads(sys.stdin.readline())
+    trusted = bool(task["trust_remote_code"])
 
     def load(kind: Any) -> PreTrainedModel:
-        model: PreTrainedModel = kind.from_pretrained(
-            task["folder"], dtype="float32", trust_remote_code=bool(task["trust_remote_code"])
-        ).eval()
+        model: PreTrainedModel = kind.from_pretrained(task["folder"], dtype="float32", trust_remote_code=trusted).eval()
         return model
 
+    def tokenizer() -> Any:
+        return AutoTokenizer.from_pretrained(task["folder"], trust_remote_code=trusted)
+
+    generated: list[Generated] = []
     if "texts" in task:
-        _classify(task, load(AutoModelForSequenceClassification), AutoTokenizer)
+        _classify(task, load(AutoModelForSequenceClassification), tokenizer())
+    elif "words" in task:
+        _score_words(task, load(AutoModelForCausalLM))
     else:
-        windows = json.loads(Path(task["windows"]).read_text(encoding="utf-8"))
-        causal = windows["objective"] == "causal"
-        _score_windows(task, windows, load(AutoModelForCausalLM if causal else AutoModelForMaskedLM))
-    sys.stdout.write(json.dumps({"peak_rss_mb": peak_rss_mb()}) + "\n")
+        rows = json.loads(Path(task["rows"]).read_text(encoding="utf-8"))
+        model = load(AutoModelForCausalLM if rows["objective"] == "causal" else AutoModelForMaskedLM)
+        _score_rows(task, rows, model)
+        if rows["dialogues"]:
+            dialogues = Dialogues(**rows["dialogues"])
+            _check_prompts(dialogues, tokenizer())
+            generated = _answers(dialogues, model, rows["pad_token_id"])
+    result = {"peak_rss_mb": peak_rss_mb(), "generated": [asdict(answer) for answer in generated]}
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
-def _classify(task: dict[str, Any], model: PreTrainedModel, tokenizers: Any) -> None:
+def _classify(task: dict[str, Any], model: PreTrainedModel, tokenizer: Any) -> None:
     import numpy as np
 
     from ftkit.tasks.classify import encode, score
 
     with open(task["texts"], encoding="utf-8") as file:
         texts = [json.loads(line)["input"] for line in file]
-    tokenizer = tokenizers.from_pretrained(task["folder"], trust_remote_code=bool(task["trust_remote_code"]))
     rows = encode(tokenizer, texts, tokenizer.model_max_length)
     np.save(task["out"], score(model, rows, pad_token_id=tokenizer.pad_token_id))
 
 
-def _score_windows(task: dict[str, Any], windows: dict[str, Any], model: PreTrainedModel) -> None:
+def _score_words(task: dict[str, Any], model: PreTrainedModel) -> None:
+    import numpy as np
+
+    from ftkit.tasks.words import label_scores
+
+    given = task["words"]
+    np.save(task["out"], label_scores(model, given["prompts"], given["words"], pad_token_id=given["pad_token_id"]))
+
+
+def _score_rows(task: dict[str, Any], rows: dict[str, Any], model: PreTrainedModel) -> None:
     import numpy as np
 
     from ftkit.tasks import language, masked
 
-    score = language.score if windows["objective"] == "causal" else masked.score
-    found = score(
-        model,
-        windows["rows"],
-        pad_token_id=windows["pad_token_id"],
-        positions=[tuple(position) for position in windows["positions"]],
-    )
+    positions = [tuple(position) for position in rows["positions"]]
+    settings = {"pad_token_id": rows["pad_token_id"], "positions": positions}
+    if rows["objective"] == "causal":
+        found = language.score(model, rows["rows"], labels=rows["labels"], **settings)
+    else:
+        found = masked.score(model, rows["rows"], **settings)
     np.savez(
         task["out"],
         nll=found.nll,
@@ -142,6 +221,33 @@ def _score_windows(task: dict[str, Any], windows: dict[str, Any], model: PreTrai
         margins=np.concatenate(found.margins),
         lengths=[len(best) for best in found.best],
         logits=found.logits,
+    )
+
+
+def _check_prompts(dialogues: Dialogues, tokenizer: Any) -> None:
+    """The template on disk, used as anyone would, must give the token ids that were trained."""
+    for number, (messages, tools, prompt) in enumerate(
+        zip(dialogues.messages, dialogues.tools, dialogues.prompts, strict=True), 1
+    ):
+        if messages is None:
+            continue
+        given = tokenizer.apply_chat_template(
+            messages, tools=tools or None, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        if list(given["input_ids"]) != list(prompt):
+            sys.exit(f"Its chat template gives other token ids for test row {number} than were trained. Report this.")
+
+
+def _answers(dialogues: Dialogues, model: PreTrainedModel, pad_token_id: int) -> list[Generated]:
+    if not dialogues.max_new_tokens:
+        return []
+    return generate(
+        model,
+        dialogues.prompts,
+        max_new_tokens=dialogues.max_new_tokens,
+        limit=dialogues.limit,
+        stop_ids=dialogues.stop_ids,
+        pad_token_id=pad_token_id,
     )
 
 

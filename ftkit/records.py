@@ -23,6 +23,32 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a conversation says. ``trained``: the row's own wish; only assistant turns can be trained.
+
+    ``calls``: the tools that the assistant calls, each {"name", "arguments"}.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    trained: bool = True
+    calls: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation(Example):
+    """A row of instruction data; the last turn is the assistant's. ``text``: all that comes before it, as plain text.
+
+    ``references``: equally good last answers, the trained one first. ``tools``: JSON schemas of the tools on offer.
+    ``labels`` is empty.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    references: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """A value that the recipe left open and ftkit chose: printed, and kept in plan.json."""
 

@@ -20,6 +20,7 @@ from ftkit.errors import Interrupted, NotFinite, NotProved, Problem, TrainingFai
 from ftkit.files import write_json, write_jsonl
 from ftkit.interruption import after_the_step
 from ftkit.models.hardware import Machine, peak_gpu_mb, peak_rss_mb
+from ftkit.models.quantise import is_quantised
 from ftkit.records import TrainSummary
 from ftkit.rundir import RunDir, read_log
 from ftkit.tasks.batches import Encoded, Rows, TrainingRows
@@ -67,21 +68,28 @@ class Job:
 def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Console, resume: bool) -> TrainSummary:
     """Trains, and leaves the best checkpoint in the run's ``adapter/``, or ``model/`` where no adapter is trained.
 
-    Where memory runs out the micro-batch is halved and the effective batch kept. Raises TrainingFailed for a loss that
-    is not finite and when a single row does not fit, Interrupted after a signal, with a checkpoint saved.
+    Where memory runs out the micro-batch is halved and the effective batch kept; then activations are computed twice.
+    Raises TrainingFailed for a loss that is not finite and when a single row does not fit, Interrupted after a signal,
+    with a checkpoint saved.
     """
-    micro = _micro_batch(job)
+    micro, recomputing = _micro_batch(job), job.section.checkpointing == "always"
     while True:
         try:
-            return _Training(job, run, seed, machine, console, micro).go(resume=resume)
+            return _Training(job, run, seed, machine, console, micro, recomputing=recomputing).go(resume=resume)
         except Exception as error:
             if not _out_of_memory(error):
                 raise
-            if micro == 1:
+            if micro == 1 and (recomputing or job.section.checkpointing == "never"):
                 fix = "Lower train.max_length, or use the qlora preset or a smaller base."
+                if not recomputing:
+                    fix = "Write train.checkpointing: auto. " + fix
                 raise TrainingFailed("memory ran out with one row at a time", [Problem("", "train", fix)]) from error
-        micro = _divisor(job.section.batch_size, micro // 2)
-        console.warn(f"memory ran out; {micro} rows at a time from here on, still {job.section.batch_size} a step")
+        if micro > 1:
+            micro = _divisor(job.section.batch_size, micro // 2)
+            console.warn(f"memory ran out; {micro} rows at a time from here on, still {job.section.batch_size} a step")
+        else:
+            recomputing = True
+            console.warn("memory ran out with one row at a time; activations are computed twice from here on")
         resume = False
         run.forget_checkpoints()
         gc.collect()
@@ -102,11 +110,13 @@ def _divisor(batch: int, most: int) -> int:
 
 
 class _Training:
-    """One attempt with one micro-batch size."""
+    """One attempt with one micro-batch size, its activations kept or, ``recomputing``, computed twice."""
 
-    def __init__(self, job: Job, run: RunDir, seed: int, machine: Machine, console: Console, micro: int) -> None:
+    def __init__(
+        self, job: Job, run: RunDir, seed: int, machine: Machine, console: Console, micro: int, *, recomputing: bool
+    ) -> None:
         self.job, self.run, self.seed, self.machine, self.console = job, run, seed, machine, console
-        self.micro = micro
+        self.micro, self.recomputing = micro, recomputing
         self.best = run.checkpoints / "best"
         self.initial = run.checkpoints / "initial"
         self.best_by = job.best_by
@@ -128,9 +138,16 @@ class _Training:
         self._keep_log_up_to(checkpoints.step_of(checkpoint))
         model = self.job.build()
         self.scored = self._to_score(model)
+        if self.recomputing and not self.scored.supports_gradient_checkpointing:
+            fix = "Write never, and lower train.max_length where memory runs out."
+            kind = type(self.scored).__name__
+            raise TrainingFailed(
+                f"{kind} cannot compute its activations twice", [Problem("", "train.checkpointing", fix)]
+            )
+        if self.job.adapted:
+            checkpoints.forget_base(model)
         if self.job.converted and not self.initial.exists():
-            model.peft_config["default"].init_lora_weights = True
-            model.save_pretrained(self.initial)
+            checkpoints.save_start(model, self.initial)
         set_seed(self.seed)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -187,10 +204,15 @@ class _Training:
         from transformers import PrinterCallback, Trainer, TrainingArguments
 
         section = self.job.section
+        paged = self.machine.device == "cuda" and is_quantised(model) and self.job.lr_ratio is None
+        if paged:
+            self.console.note("AdamW holds its state in 8 bits, paged: the base is quantised, and there is a GPU")
         settings = train_arguments.settings(
             section,
             steps=self.steps,
             micro_batch=self.micro,
+            recomputing=self.recomputing,
+            paged=paged,
             machine=self.machine,
             seed=self.seed,
             folder=self.run.checkpoints,
@@ -208,7 +230,10 @@ class _Training:
 
             # The rows are token ids that ftkit made and counted: TRL has nothing to prepare, cut or drop.
             arguments = SFTConfig(**settings, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+            trained = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
             trainer: Trainer = SFTTrainer(args=arguments, processing_class=self.job.tokenizer, **given)
+            for weight, values in trained:
+                weight.data = values  # TRL rounds the adapter of a quantised base to bfloat16, in which steps get lost
         else:
             trainer = Trainer(args=TrainingArguments(**settings), compute_loss_func=self.job.loss, **given)
         trainer.remove_callback(PrinterCallback)

@@ -13,10 +13,20 @@ _DECAYING = 0.2  # share of the steps in which the schedule wsd falls (Hu et al.
 
 
 def settings(
-    section: Train, *, steps: int, micro_batch: int, machine: Machine, seed: int, folder: Path
+    section: Train,
+    *,
+    steps: int,
+    micro_batch: int,
+    recomputing: bool,
+    paged: bool,
+    machine: Machine,
+    seed: int,
+    folder: Path,
 ) -> dict[str, Any]:
     """The arguments of a training of ``steps`` optimiser steps with ``micro_batch`` rows at once.
 
+    ``recomputing``: activations are computed twice, to save memory; ``paged``: AdamW holds its state in 8 bits, and
+    in the machine's memory where the GPU's is full (Dettmers et al. 2023).
     The Trainer neither validates, nor saves, nor reports by itself: that is done between the steps (train_watch.py).
     """
     return {
@@ -32,7 +42,10 @@ def settings(
         "use_cpu": machine.device == "cpu",
         "dataloader_pin_memory": machine.device != "cpu",
         "train_sampling_strategy": "sequential",
-        "activation_checkpointing": False,
+        "activation_checkpointing": recomputing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "neftune_noise_alpha": section.neftune,
+        **({"optim": "paged_adamw_8bit"} if paged else {}),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",

@@ -26,6 +26,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a CUDA device are left out where there is none."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in needing:
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
 GOOD = ["great", "lovely", "superb", "delightful", "fine"]
 BAD = ["awful", "dreadful", "boring", "broken", "poor"]
 THINGS = ["film", "phone", "soup", "app", "plot", "screen", "waiter", "menu"]

@@ -16,7 +16,7 @@ import ftkit
 PACKAGE = Path(ftkit.__file__).parent
 # From the ground up. A module imports from lines above its own, or from its own package.
 LAYERS = (
-    ("errors", "files", "console", "section", "interruption"),
+    ("errors", "files", "console", "section", "interruption", "stopwatch"),
     ("reference", "records", "provenance"),
     ("data",),
     ("models",),
@@ -26,8 +26,9 @@ LAYERS = (
     ("plan",),
     ("rundir",),
     ("report", "train_watch", "train_arguments", "checkpoints", "merging", "proof"),
-    ("train",),
-    ("card", "classify", "pretrain", "predict"),
+    ("train", "merge_language"),
+    ("card", "classify", "pretrain", "sft"),
+    ("predict",),
     ("generate",),
     ("measured_texts",),
     ("measured", "pipeline", "starter"),
@@ -36,7 +37,7 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = frozenset(
-    "torch transformers trl peft datasets evaluate accelerate bitsandbytes numpy sklearn scipy pandas pyarrow matplotlib".split()
+    "torch transformers trl peft datasets evaluate accelerate bitsandbytes numpy sklearn scipy pandas pyarrow matplotlib sacrebleu rouge_score".split()
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FROM_SCRATCH = """\

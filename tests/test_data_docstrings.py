@@ -194,6 +194,29 @@ def test_an_answer_is_a_sentence_of_fitting_length(tmp_path, monkeypatch):
     assert rows == {"call": "Gives back a whole number.", "calls": "Gives back a number."}
 
 
+def test_a_summary_is_the_first_sentence_and_the_document_what_follows(tmp_path, monkeypatch):
+    """Not so where too little follows, or the sentence stands there again."""
+    rest = "It takes some words, e.g. these, and it makes more of them. " * 3
+    docs = {
+        "sentence": f"sentence(x) -> int\nGive back a\nnumber, e.g. Five. {rest}\n\nAnd a list:\n  one",
+        "paragraph": f"Give back what was given.\n\n{rest}",
+        "alone": "Give back what was given to it, and leave it at that, and do nothing more with it than this.",
+        "again": f"Give back it all.\n\n{rest}In short: give back, and\nGive back  it all.",
+        "stub": f"Stub.\n\n{rest}",
+        "page": f"Give back a whole page.\n\n{rest * 10}",
+    }
+    lines = [f"def {name}(x):\n    {doc!r}\n" for name, doc in docs.items()]
+    (tmp_path / "summariespkg.py").write_text("".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = {values["name"].split(".")[-1]: values for _, values in found("summariespkg", form="summaries")}
+    assert {name: (row["document"], row["summary"]) for name, row in rows.items()} == {
+        "sentence": (f"def sentence(x)\n\n{rest.strip()}\n\nAnd a list:\n  one", "Give back a number, e.g. Five."),
+        "paragraph": (f"def paragraph(x)\n\n{rest.strip()}", "Give back what was given."),
+    }
+    for row in rows.values():
+        assert row["text"] == f"{row['document']}\n\nSummary: {row['summary']}"
+
+
 def test_a_submodule_and_a_package_in_several_folders(package, tmp_path, monkeypatch):
     assert list(texts("postpkg.a")) == ["postpkg.a.deep"]
     assert next(iter(texts("postpkg.scale"))) == "postpkg.scale"

@@ -1,6 +1,7 @@
 """Splits: shares are stratified, seeded partitions; groups and equal texts stay together; sources are kept apart."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ftkit.data.columns import to_examples
+from ftkit.data.conversations import to_conversations
 from ftkit.data.partition import grouped_sides, stratified_sides
-from ftkit.data.section import Data
-from ftkit.data.splits import examples_sha256, make_splits
+from ftkit.data.section import Data, Docstrings
+from ftkit.data.splits import Splits, examples_sha256, make_splits
 from ftkit.errors import DataError
 from ftkit.files import sha256_file
-from ftkit.records import Example
+from ftkit.records import Conversation, Example, Turn
 
 
 def example(number, labels, *, text=None, group=None):
@@ -29,9 +32,16 @@ def balanced(count: int) -> list[tuple]:
     return [(f"text {number}", "ab"[number % 2]) for number in range(count)]
 
 
+def labelled(data: Data, folder: Path, *, seed: int = 1) -> Splits:
+    def mapper(rows, shown):
+        return to_examples(rows, shown, data, multi_label=False)
+
+    return make_splits(data, folder, mapper, seed=seed, multi_label=False)
+
+
 def refusal(data: Data, folder: Path) -> str:
     with pytest.raises(DataError) as caught:
-        make_splits(data, folder, seed=1, multi_label=False)
+        labelled(data, folder)
     return str(caught.value)
 
 
@@ -118,7 +128,7 @@ def test_rows_with_the_same_text_stay_together():
 
 def test_shares_of_train(tmp_path):
     table(tmp_path / "a.csv", balanced(100))
-    splits = make_splits(Data(train="a.csv", test="20%"), tmp_path, seed=7, multi_label=False)
+    splits = labelled(Data(train="a.csv", test="20%"), tmp_path, seed=7)
     assert [len(rows) for rows in splits.named().values()] == [70, 10, 20]
     ids = [row.id for rows in splits.named().values() for row in rows]
     assert sorted(ids) == sorted(f"a.csv:{number}" for number in range(2, 102))
@@ -135,7 +145,7 @@ def test_sources_of_their_own(tmp_path):
     for name in ("a.csv", "b.csv", "v.csv", "t.csv"):
         table(tmp_path / name, [(f"{name} {number}", "ab"[number % 2]) for number in range(4)])
     data = Data(train=("a.csv", "b.csv"), valid="v.csv", test="t.csv")
-    splits = make_splits(data, tmp_path, seed=1, multi_label=False)
+    splits = labelled(data, tmp_path)
     assert [row.id for row in splits.train] == [f"{name}.csv:{line}" for name in "ab" for line in range(2, 6)]
     assert [row.id for row in splits.valid] == [f"v.csv:{line}" for line in range(2, 6)]
     assert [(source.split, source.source) for source in splits.sources] == [
@@ -145,7 +155,7 @@ def test_sources_of_their_own(tmp_path):
 
 def test_no_validation(tmp_path):
     table(tmp_path / "a.csv", balanced(20))
-    assert make_splits(Data(train="a.csv", valid="0%"), tmp_path, seed=1, multi_label=False).valid == ()
+    assert labelled(Data(train="a.csv", valid="0%"), tmp_path).valid == ()
 
 
 def test_files_of_one_name_have_ids_of_their_own(tmp_path):
@@ -153,7 +163,7 @@ def test_files_of_one_name_have_ids_of_their_own(tmp_path):
         (tmp_path / "d" / label).mkdir(parents=True)
         for number in range(10):
             (tmp_path / "d" / label / f"{number}.txt").write_text(f"{label} {number}")
-    splits = make_splits(Data(train="d"), tmp_path, seed=1, multi_label=False)
+    splits = labelled(Data(train="d"), tmp_path)
     ids = {row.id for rows in splits.named().values() for row in rows}
     assert len(ids) == 20
     assert "d/pos/0.txt:1" in ids
@@ -161,7 +171,7 @@ def test_files_of_one_name_have_ids_of_their_own(tmp_path):
 
 def test_dropped_rows_are_kept_to_be_said(tmp_path):
     table(tmp_path / "a.csv", [*balanced(20), ("", "a")])
-    assert make_splits(Data(train="a.csv"), tmp_path, seed=1, multi_label=False).dropped == ("a.csv line 22",)
+    assert labelled(Data(train="a.csv"), tmp_path).dropped == ("a.csv line 22",)
 
 
 def test_a_share_that_gives_no_row(tmp_path):
@@ -222,3 +232,104 @@ def test_the_hash_of_examples_sees_each_border():
         [example(1, ("ab",), text="x")],
     )
     assert len({examples_sha256(rows) for rows in (one, *others)}) == 5
+
+
+def conversation(number: int, prompt: str, answer: str = "yes", **more) -> Conversation:
+    turns = (Turn("user", prompt), Turn("assistant", answer))
+    where = f"a.jsonl line {number}"
+    return Conversation(f"a.jsonl:{number}", where, prompt, (), turns=turns, references=(answer,), **more)
+
+
+def chats(data: Data, folder: Path) -> Splits:
+    def mapper(rows, shown):
+        return to_conversations(rows, shown, data, prompt=None, system=None)
+
+    return make_splits(data, folder, mapper, seed=7, multi_label=False)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=80), percent, percent, st.integers(0, 99))
+def test_rows_without_labels_are_drawn_by_rows_and_equal_prompts_together(prompts, valid, test, seed):
+    examples = [conversation(number, f"Prompt  {prompt}", str(number)) for number, prompt in enumerate(prompts)]
+    sides = stratified_sides(examples, {"valid": valid, "test": test}, seed=seed, multi_label=False)
+    of_prompt = {}
+    for prompt, side in zip(prompts, sides, strict=True):
+        assert of_prompt.setdefault(prompt, side) == side
+    assert sides.count("test") <= test * len(prompts) + 1
+    assert sides.count("valid") <= valid * len(prompts) + 1
+
+
+def test_shares_of_conversations(tmp_path):
+    lines = [f'{{"prompt": "p {number}", "completion": "c", "who": {number // 10}}}' for number in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    splits = chats(Data(train="a.jsonl", max_rows=50), tmp_path)
+    assert [len(rows) for rows in splits.named().values()] == [35, 5, 10]
+    assert {int(row.id.split(":")[1]) for rows in splits.named().values() for row in rows} == set(range(1, 51))
+    assert [decision.why for decision in splits.decisions[-2:]] == [
+        "left out; 5 of 50 rows of train, by rows, seed 7",
+        "left out; 10 of 50 rows of train, by rows, seed 7",
+    ]
+    grouped = chats(Data(train="a.jsonl", group="who", valid="0%"), tmp_path)
+    assert grouped.decisions[-1].why == "left out; 20 of 100 rows of train, by whole groups of who, seed 7"
+
+
+def test_only_train_is_cut_at_max_rows(tmp_path):
+    for name in ("a", "b", "t"):
+        lines = [f'{{"prompt": "{name} {number}", "completion": "c"}}' for number in range(5)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    splits = chats(Data(train=("a.jsonl", "b.jsonl"), valid="0%", test="t.jsonl", max_rows=2), tmp_path)
+    assert [row.text for row in splits.train] == ["a 0", "a 1", "b 0", "b 1"]
+    assert len(splits.test) == 5
+
+
+def test_shares_that_leave_nothing_of_few_conversations(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "completion": "c"}')
+    with pytest.raises(DataError) as caught:
+        chats(Data(train="a.jsonl", valid="10%", test="80%"), tmp_path)
+    assert str(caught.value) == (
+        "error: a.jsonl has 2 problems\n"
+        "  data.valid   10% of 1 row gives no row. Write a larger share, or a file, or 0% to do without.\n"
+        "  data.train   valid and test take all of 1 row. Write smaller shares."
+    )
+
+
+def test_docstrings_are_split_and_named_once(tmp_path):
+    source = Docstrings(docstrings=("json",), form="questions")
+    splits = chats(Data(train=source, valid="0%"), tmp_path)
+    assert splits.sources[0].source == "docstrings of json"
+    assert splits.sources[0].rows == len(splits.train) + len(splits.test)
+    assert splits.train[0].id.startswith("docstrings of json:")
+    with pytest.raises(DataError) as caught:
+        chats(Data(train=source, test=Docstrings(docstrings=("abc", "json"), form="summaries")), tmp_path)
+    assert str(caught.value) == (
+        "error: docstrings of abc, json has 1 problem\n"
+        "  data.test   is read already for train (docstrings of json). Name each package once."
+    )
+
+
+def test_conversations_of_files_of_one_name_have_ids_of_their_own(tmp_path):
+    row = '{"instruction": "Say", "instances": [{"input": "1", "output": "a"}, {"input": "2", "output": "b"}]}\n'
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text(row.replace("Say", f"Say {name}"))
+    splits = chats(Data(train=("one/a.jsonl", "two/a.jsonl"), valid="0%", test="25%"), tmp_path)
+    assert sorted(row.id for rows in splits.named().values() for row in rows) == [
+        "one/a.jsonl:1#1", "one/a.jsonl:1#2", "two/a.jsonl:1#1", "two/a.jsonl:1#2",
+    ]  # fmt: skip
+
+
+def test_the_hash_of_conversations_sees_all_that_is_said():
+    one = conversation(1, "p", "a")
+    weighed = replace(one, turns=(one.turns[0], Turn("assistant", "a", trained=False)))
+    called = replace(one, turns=(one.turns[0], Turn("assistant", "a", calls=({"name": "f", "arguments": {}},))))
+    others = (
+        conversation(1, "p", "b"),
+        replace(one, references=("a", "b")),
+        replace(one, tools=({"type": "function"},)),
+        replace(one, turns=(Turn("system", "s"), *one.turns)),
+        weighed,
+        called,
+        example(1, (), text="p"),
+    )
+    assert examples_sha256([one]) == examples_sha256([replace(one, id="x", where="y")])
+    assert len({examples_sha256([row]) for row in (one, *others)}) == 8

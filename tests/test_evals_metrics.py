@@ -28,7 +28,12 @@ def single_label(seed, labels, rows=60, absent=()):
     logits = np.round(logits, 1)  # ties
     logits[:, list(absent)] = -9
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    return {"references": references, "predictions": probabilities.argmax(axis=1), "probabilities": probabilities}
+    return {
+        "references": references,
+        "predictions": probabilities.argmax(axis=1),
+        "probabilities": probabilities,
+        "outside": probabilities.max(axis=1) < 0.6,
+    }
 
 
 def multi_label(seed, labels, rows=60, absent=()):
@@ -41,6 +46,7 @@ def multi_label(seed, labels, rows=60, absent=()):
         "references": references,
         "predictions": (probabilities >= 0.4).astype(int),
         "probabilities": probabilities,
+        "outside": (probabilities < 0.3).all(axis=1),
     }
 
 
@@ -53,6 +59,8 @@ def expected(name, average, rows):
         return getattr(sk, f"{name}_score")(references, predictions, **settings)
     if name == "accuracy":
         return sk.accuracy_score(references, predictions)
+    if name == "out_of_label":
+        return sum(map(bool, rows["outside"])) / len(references)
     if name == "mcc":
         # scikit-learn gives 0 for a single label too, but warns
         return sk.matthews_corrcoef(references, predictions) if len({*references, *predictions}) > 1 else 0.0
@@ -109,7 +117,7 @@ def test_compute_resample_and_sklearn_agree(load, average, name, make, labels, a
     rows = make(7, labels, absent=absent)
     metric = load(name, labels, average, make is multi_label)
     wanted = expected(name, average, rows)
-    inputs = {key: rows[key] for key in ("references", "predictions", "probabilities") if key in metric.features}
+    inputs = {key: column for key, column in rows.items() if key in metric.features}
     assert metric.compute(**inputs)[name] == (wanted if wanted is None else pytest.approx(wanted, abs=1e-12))
     identity = metric.resample(np.ones((1, 60)), **rows)
     np.testing.assert_allclose(identity, [np.nan if wanted is None else wanted], atol=1e-12)
@@ -132,7 +140,9 @@ def test_a_metric_does_not_depend_on_the_order_of_the_rows(load, name):
 
 
 def test_every_metric_name_has_a_module_and_every_module_a_name():
-    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} == set(get_args(section.MetricName))
+    files = {"rouge" if name.startswith("rouge") else name for name in get_args(section.MetricName)}
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} == files
+    assert {name for names in section.METRICS_OF.values() for name in names} == set(get_args(section.MetricName))
 
 
 def test_f1_by_hand(load):
@@ -189,13 +199,16 @@ def test_a_configuration_that_no_metric_has_is_refused(load):
 
 SCRIPT = """
 import json, os, sys
-from ftkit.evals.loading import load_metrics, measure
+from ftkit.evals.loading import load_answer_metrics, load_metrics, measure
 import numpy as np
 rng = np.random.default_rng(0)
 rows = {"references": rng.integers(3, size=40), "predictions": rng.integers(3, size=40)}
 rows["probabilities"] = np.full((40, 3), 1 / 3)
 metrics = load_metrics(["f1", "accuracy", "log_loss"], labels=3, average="weighted", multi_label=False)
 ours = measure(metrics, **rows)
+texts = {"predictions": ["the same words"], "references": [["the same words"]], "ended": [True]}
+answers = [metric.compute(**{name: texts[name] for name in metric.features})
+           for metric in load_answer_metrics(sys.argv[3].split(",")).values()]
 
 import evaluate, transformers
 f1, accuracy, auc = (evaluate.load(f"{sys.argv[1]}/{name}.py", "macro", cache_dir=sys.argv[2], keep_in_memory=True)
@@ -204,6 +217,7 @@ rows = {"references": [0, 1, 1, 0], "predictions": [0, 1, 0, 0]}
 scores = [[.9, .1], [.2, .8], [.6, .4], [.7, .3]]
 print(json.dumps({
     "ours": ours,
+    "answers": answers,
     "alone": f1.compute(**rows),
     "combined": evaluate.combine([f1, accuracy, auc]).compute(**rows, probabilities=scores),
     "variable": os.environ.get("HF_MODULES_CACHE"),
@@ -222,7 +236,7 @@ def test_a_fresh_process_leaves_nothing_on_the_disk(tmp_path, load):
     kept = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
     places = {"HOME": home, "TMPDIR": scratch, "HF_MODULES_CACHE": modules, "PYTHONPATH": FOLDER.parents[2]}
     process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(FOLDER), str(tmp_path / "data")],
+        [sys.executable, "-c", SCRIPT, str(FOLDER), str(tmp_path / "data"), ",".join(sorted(section.GENERATED))],
         env={**kept, **{key: str(place) for key, place in places.items()}, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -232,6 +246,7 @@ def test_a_fresh_process_leaves_nothing_on_the_disk(tmp_path, load):
     answer = json.loads(process.stdout)
     assert list(answer["ours"]) == ["f1", "accuracy", "log_loss"]
     assert answer["ours"]["log_loss"] == pytest.approx(np.log(3))
+    assert [name for found in answer["answers"] for name in found] == sorted(section.GENERATED)
     assert answer["alone"] == {"f1": pytest.approx((0.8 + 2 / 3) / 2)}
     assert answer["combined"] == {**answer["alone"], "accuracy": 0.75, "roc_auc": 1.0}
     assert answer["variable"] == answer["of_transformers"] == str(modules)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ftkit.console import Console
-from ftkit.errors import GateNotMet, NotProved, RecipeError, TrainingFailed
+from ftkit.errors import GateNotMet, MachineError, NotProved, RecipeError, TrainingFailed
 from ftkit.pipeline import Request, run
 from ftkit.recipe.presets import shipped
 from tests.conftest import sentences, write_csv
@@ -101,12 +101,12 @@ def test_a_merged_model_that_differs_does_not_get_the_name(recipe, tmp_path, mon
 
     honest = FreshProcess.logits
 
-    def spoiled(self, folder, rows, out, **options):
+    def spoiled(self, folder, rows, **options):
         file = folder / "model.safetensors"
         weights = load_file(file)
         weights["classifier.bias"] += 0.5 * (np.arange(2) - 0.5)
         save_file(weights, file, metadata={"format": "pt"})
-        return honest(self, folder, rows, out, **options)
+        return honest(self, folder, rows, **options)
 
     monkeypatch.setattr(FreshProcess, "logits", spoiled)
     with pytest.raises(NotProved) as error:
@@ -134,11 +134,13 @@ def test_more_than_two_labels_and_many_labels_a_row(recipe, tmp_path):
 # Each shipped preset on another family.
 FAMILY = {
     "lora": "modernbert", "dora": "llama", "rslora": "gpt2", "pissa": "roberta", "loraplus": "deberta", "ia3": "qwen2",
-    "qlora": "bert",
+    "qlora": "bert", "loftq": "llama",
 }  # fmt: skip
+PRESETS = [pytest.param(name, marks=[pytest.mark.gpu] if name == "loftq" else [])
+           for name in sorted(path.stem for path in shipped().glob("*.yaml"))]  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in shipped().glob("*.yaml")))
+@pytest.mark.parametrize("preset", PRESETS)
 def test_each_preset_goes_all_the_way(recipe, tmp_path, preset):
     """Trained, measured, merged into the full-precision base and proved; the presets are found from any folder."""
     path = recipe(FAMILY[preset], adapter=preset, train="{epochs: 1, batch_size: 8, learning_rate: 1e-3, seed: 7}")
@@ -148,6 +150,15 @@ def test_each_preset_goes_all_the_way(recipe, tmp_path, preset):
     assert proof["dtype"] == "float32"
     if preset == "qlora":
         assert proof["quantised"]["max_abs_logit_diff"] > proof["max_abs_logit_diff"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_loftq_without_a_gpu_ends_before_anything_is_loaded(recipe, tmp_path):
+    with pytest.raises(MachineError) as error:
+        run(Request(recipe("llama", adapter="loftq"), out=tmp_path / "out"), QUIET)
+    assert error.value.exit_code == 4
+    assert "LoftQ decomposes weights on a CUDA device" in (tmp_path / "out" / "error.txt").read_text(encoding="utf-8")
+    assert not (tmp_path / "out" / "plan.json").exists()
 
 
 def test_an_existing_run_is_not_overwritten(recipe, tmp_path):

@@ -11,7 +11,7 @@ from ftkit.recipe.load import load
 from ftkit.recipe.presets import find_preset, list_presets, shipped
 
 RECIPE = "name: x\nbase: org/model\ntask: {type: classify}\ndata: {train: train.csv}\nadapter: "
-SHIPPED = ["dora", "ia3", "lora", "loraplus", "pissa", "qlora", "rslora"]
+SHIPPED = ["dora", "ia3", "loftq", "lora", "loraplus", "pissa", "qlora", "rslora"]
 
 
 def write(path: Path, text: str) -> Path:
@@ -41,6 +41,7 @@ def test_the_presets_that_ship(tmp_path: Path) -> None:
 def test_what_the_presets_set(tmp_path: Path) -> None:
     found = {name: load(write(tmp_path / "recipe.yaml", RECIPE + name)).recipe.adapter for name in SHIPPED}
     assert (found["qlora"].quantize, found["dora"].dora, found["rslora"].rslora) == ("nf4", True, True)
+    assert (found["loftq"].init, found["loftq"].quantize, found["loftq"].alpha) == ("loftq", "nf4", found["loftq"].r)
     assert (found["pissa"].init, found["loraplus"].lr_ratio, found["ia3"].type) == ("pissa", 16, "ia3")
     # rsLoRA divides by the root of the rank: the same scale as the preset lora
     assert found["rslora"].alpha / found["rslora"].r ** 0.5 == found["lora"].alpha / found["lora"].r
@@ -70,8 +71,8 @@ def test_an_error_in_a_preset_names_its_file(tmp_path: Path, monkeypatch: pytest
         (
             "adapters/mine.yaml line 5",
             "adapter.alpa",
-            "unknown key. Did you mean alpha? Keys here: alpha, dora, dropout, init, lr_ratio, preset, quantize, r, "
-            "rslora, targets, type.",
+            "unknown key. Did you mean alpha? Keys here: alpha, dora, dropout, init, lr_ratio, modules_to_save, "
+            "preset, quantize, r, rslora, targets, type.",
         ),
     ]
 

@@ -246,16 +246,16 @@ def test_a_merged_model_that_differs_does_not_get_the_name(recipe, tmp_path, mon
 
     from ftkit.proof import FreshProcess
 
-    honest = FreshProcess.windows
+    honest = FreshProcess.language
 
-    def spoiled(self, folder, windows, out, **options):
+    def spoiled(self, folder, rows, **options):
         file = folder / "model.safetensors"
         weights = load_file(file)
         weights["model.layers.0.mlp.down_proj.weight"] *= 1.5
         save_file(weights, file, metadata={"format": "pt"})
-        return honest(self, folder, windows, out, **options)
+        return honest(self, folder, rows, **options)
 
-    monkeypatch.setattr(FreshProcess, "windows", spoiled)
+    monkeypatch.setattr(FreshProcess, "language", spoiled)
     with pytest.raises(NotProved) as error:
         run(Request(recipe(), out=tmp_path / "out"), QUIET)
     assert error.value.exit_code == 7
@@ -386,13 +386,13 @@ def test_weights_that_are_not_finite_stop_the_run_with_the_batch_written_down(re
 
 def test_a_batch_cut_into_micro_batches_trains_the_same(recipe, tmp_path, monkeypatch):
     """One window at once or four: the losses and the gradients of each step are the same."""
-    from ftkit.pretrain import train
+    from ftkit.tasks import batches
 
     path = recipe(task="{type: pretrain, samples: 0}", merge="false",
                   train="{epochs: 1, batch_size: 4, max_length: 64, precision: float32}")  # fmt: skip
     found = []
     for name, tokens in (("four", 4096), ("one", 64)):
-        monkeypatch.setitem(train.TOKENS_AT_ONCE, "cpu", tokens)
+        monkeypatch.setitem(batches.TRAINED_AT_ONCE, "cpu", tokens)
         folder = run(Request(path, out=tmp_path / name), QUIET).folder
         steps = [line for line in lines(folder, "train.jsonl") if "loss" in line]
         found.append((read(folder, "train.json")["micro_batch_size"], steps))

@@ -104,13 +104,13 @@ def one(section: str, line: str, subject: str, message: str, place: str = "line 
     return pytest.param(section, line, (place, subject, message), id=f"{subject}: {line}"[:60])
 
 
-ADAPTER_KEYS = "Keys here: alpha, dora, dropout, init, lr_ratio, preset, quantize, r, rslora, targets, type."
+ADAPTER_KEYS = "Keys here: alpha, dora, dropout, init, lr_ratio, modules_to_save, preset, quantize, r, rslora, targets, type."
 TRAIN_KEYS = (
     "Keys here: batch_size, epochs, learning_rate, max_length, patience, precision, schedule, seed, seeds, "
     "validations, warmup, weight_decay."
 )
 TOP_KEYS = "Keys here: adapter, base, data, eval, gate, merge, name, task, train."
-PRESETS = "Presets: dora, ia3, lora, loraplus, pissa, qlora, rslora."
+PRESETS = "Presets: dora, ia3, loftq, lora, loraplus, pissa, qlora, rslora."
 NAME = "Write up to 64 of a-z, 0-9, -, _ and ., the first a letter or a digit."
 HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a folder."
 
@@ -277,6 +277,12 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "adapter: {preset: pissa, quantize: nf4}",
             "adapter",
             "init: pissa needs the base's full weights, not 4 bits. Remove init or quantize.",
+        ),
+        one(
+            "adapter",
+            "adapter: {preset: loftq, r: 8}",
+            "adapter",
+            "init: loftq needs an update that is scaled by 1. Write alpha: 8.",
         ),
         one(
             "adapter",

@@ -108,6 +108,92 @@ class TestScore:
             score(broken, rows_of([5]), pad_token_id=PAD)
 
 
+class Whole(torch.nn.Module):
+    """A model that makes all its logits whether they are wanted or not, as one with code of its own may."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.inner, self.dtype, self.device = model, model.dtype, model.device
+
+    def forward(self, input_ids, use_cache):
+        return self.inner(input_ids=input_ids, use_cache=use_cache)
+
+
+def some_labels(rows, seed=1) -> list[list[int]]:
+    """A third of the tokens, spans and single ones; the second row none."""
+    chance = random.Random(seed)
+    return [
+        [token if number != 1 and chance.random() < 0.34 else IGNORED for token in row]
+        for number, row in enumerate(rows)
+    ]
+
+
+class TestScoreOfLabels:
+    rows = rows_of([30, 8, 12, 51, 2, 25], seed=9)
+    labels = some_labels(rows)
+
+    def expected(self, model, number: int) -> tuple[float, list[int]]:
+        """By the plain loop: of the places that have a label, the first token left out."""
+        row, labels = self.rows[number], self.labels[number]
+        _, best, logits = plain_nll(model, row)
+        places = [place for place in range(1, len(row)) if labels[place] != IGNORED]
+        nll = -sum(float(torch.log_softmax(torch.tensor(logits[place - 1]), -1)[row[place]]) for place in places)
+        return nll, [best[place - 1] for place in places]
+
+    def test_it_is_the_plain_loop_over_what_has_a_label(self, model):
+        found = score(model, self.rows, pad_token_id=PAD, labels=self.labels)
+        for number in range(len(self.rows)):
+            nll, best = self.expected(model, number)
+            assert found.nll[number] == pytest.approx(nll, rel=1e-5)
+            assert found.best[number].tolist() == best
+            assert len(found.margins[number]) == len(best)
+        assert found.nll[1] == 0
+        assert len(found.best[1]) == 0
+        assert found.nll[0] > 0
+
+    def test_every_token_labelled_is_no_labels_at_all(self, model):
+        all_of_them = score(model, self.rows, pad_token_id=PAD, labels=self.rows)
+        without = score(model, self.rows, pad_token_id=PAD)
+        np.testing.assert_allclose(all_of_them.nll, without.nll, rtol=1e-6)
+        for ours, theirs in zip(all_of_them.margins, without.margins, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+    def test_logits_are_kept_anywhere_labels_or_not(self, model):
+        positions = [(0, 3), (1, 2), (3, 49), (0, 28), (5, 24), (3, 0)]
+        found = score(model, self.rows, pad_token_id=PAD, labels=self.labels, positions=positions)
+        without = score(model, self.rows, pad_token_id=PAD, positions=positions)
+        np.testing.assert_allclose(found.logits, without.logits, atol=1e-4)
+
+    def test_a_model_makes_no_logits_of_prompts(self):
+        model = pico_model("llama")
+        made = []
+        model.lm_head.register_forward_hook(lambda _, args, logits: made.append(logits.shape[1]))
+        labels = [[IGNORED] * 57 + row[57:] for row in rows_of([60, 60])]
+        score(model, rows_of([60, 60]), pad_token_id=PAD, labels=labels)
+        assert made == [3]
+
+    def test_a_model_that_makes_all_logits_is_scored_alike(self):
+        model = pico_model("qwen2")
+        found = score(model, self.rows, pad_token_id=PAD, labels=self.labels)
+        whole = score(Whole(model), self.rows, pad_token_id=PAD, labels=self.labels)
+        np.testing.assert_allclose(found.nll, whole.nll, rtol=1e-6)
+        assert [own.tolist() for own in found.best] == [own.tolist() for own in whole.best]
+
+    def test_an_adapters_model_is_scored_with_its_adapter(self):
+        from peft import LoraConfig, get_peft_model
+
+        base = pico_model("llama")
+        before = score(base, self.rows, pad_token_id=PAD, labels=self.labels).nll
+        adapted = get_peft_model(base, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+        with torch.no_grad():
+            for name, weight in adapted.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.3)
+        found = score(adapted, self.rows, pad_token_id=PAD, labels=self.labels)
+        assert found.nll[0] == pytest.approx(self.expected(adapted, 0)[0], rel=1e-5)
+        assert abs(found.nll[0] - before[0]) > 0.1
+
+
 class PositionsIgnored(torch.nn.Module):
     """A model whose attention is the plain causal one, whatever positions it is told."""
 

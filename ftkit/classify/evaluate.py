@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftkit.classify.free import FreeAnswers, free_answers, scored_as_generated
+from ftkit.classify.prepare import load_base
+from ftkit.classify.reader import Reader, WordsReader
 from ftkit.console import Console
 from ftkit.data.splits import examples_sha256
 from ftkit.errors import NotProved, Problem
@@ -17,22 +18,17 @@ from ftkit.evals.gate import judge
 from ftkit.evals.loading import load_metrics, measure
 from ftkit.evals.thresholds import apply_thresholds, tune_thresholds
 from ftkit.files import write_json, write_jsonl
-from ftkit.models.base import (
-    Loaded,
-    inference_mode,
-    load_classifier,
-    load_tokenizer,
-    with_saved_adapter,
-)  # fmt: skip
+from ftkit.models.base import Loaded, inference_mode, with_saved_adapter
 from ftkit.models.hardware import Machine
 from ftkit.plan.labelled import LabelledPlan
-from ftkit.records import EvalReport, Example, as_json
+from ftkit.records import EvalReport, as_json
 from ftkit.rundir import RunDir, read_log
+from ftkit.stopwatch import timed
 from ftkit.tasks import probe
-from ftkit.tasks.classify import encode, label_names, probabilities, score, targets
+from ftkit.tasks.classify import label_names, probabilities, targets
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from ftkit.evals.statistics import Floats, Integers
 
@@ -41,56 +37,31 @@ _RELOAD_TOLERANCE = 1e-3  # of the validation log-loss, between the model in mem
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The report, and what the merge needs: the model that was measured and its logits on the test rows [n, K]."""
+    """The report, and what the merge needs: the measured model, the test rows and its logits on them [n, K]."""
 
     report: EvalReport
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    rows: list[list[int]]
     logits: Floats
 
 
-def load_base(plan: LabelledPlan, *, seed: int, quantize: bool, machine: Machine) -> tuple[Loaded, Any]:
-    """The plan's base with a fresh head, and its tokenizer; quantised as the adapter asks where ``quantize``."""
-    import torch
-
-    tokenizer = load_tokenizer(plan.files, max_length=plan.max_length, trust_remote_code=plan.base.trust_remote_code)
-
-    def load(skip: tuple[str, ...] | None) -> Loaded:
-        return load_classifier(
-            plan.files,
-            plan.labels,
-            multi_label=plan.task.multi_label,
-            pad_token_id=tokenizer.pad_token_id,
-            dtype=torch.float32,
-            seed=seed,
-            trust_remote_code=plan.base.trust_remote_code,
-            skip_quantising=skip,
-        )
-
-    classifier = load(None)
-    if quantize and plan.adapter.quantize:
-        # The head is known from a first, unquantised load; 4-bit weights cannot be told apart afterwards.
-        classifier = load(classifier.head)
-    classifier.model.to(machine.device)
-    return classifier, tokenizer
-
-
-def validator(
-    plan: LabelledPlan, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[PreTrainedModel], dict[str, float]] | None:
+def validator(plan: LabelledPlan, reader: Reader) -> Callable[[PreTrainedModel], dict[str, float]] | None:
     """A function that scores the validation rows as the test rows are scored; None without validation rows."""
     if not plan.splits.valid:
         return None
     multi_label = plan.task.multi_label
-    rows = encode(tokenizer, [example.text for example in plan.splits.valid], plan.max_length)
+    rows = reader.rows([example.text for example in plan.splits.valid])
     references = targets(plan.splits.valid, plan.labels, multi_label=multi_label)
     metrics = load_metrics(
-        ("f1", "log_loss"), labels=len(plan.labels), average=plan.recipe.eval.average, multi_label=multi_label
+        dict.fromkeys((plan.best_by, "f1", "log_loss")),
+        labels=len(plan.labels),
+        average=plan.recipe.eval.average,
+        multi_label=multi_label,
     )
 
     def validate(model: PreTrainedModel) -> dict[str, float]:
         inference_mode(model)
-        found = probabilities(score(model, rows, pad_token_id=tokenizer.pad_token_id), multi_label=multi_label)
+        found = probabilities(reader.score(model, rows), multi_label=multi_label)
         predictions = apply_thresholds(found, multi_label=multi_label)
         values = measure(metrics, references=references, predictions=predictions, probabilities=found)
         return {name: value for name, value in values.items() if value is not None}
@@ -99,65 +70,68 @@ def validator(
 
 
 def evaluate(
-    plan: LabelledPlan, run: RunDir, seeds: Mapping[int, Path], *, machine: Machine, console: Console
+    plan: LabelledPlan, reader: Reader, run: RunDir, seeds: Mapping[int, Path], *, machine: Machine, console: Console
 ) -> Evaluation:
     """Loads base and adapter from disk as a user would, and measures them beside the baselines.
 
     ``seeds``: the adapters of the same training with other seeds. Writes predictions.jsonl and eval.json. Raises
     NotProved where the adapter on disk is not the one that was trained.
     """
-    recipe, multi_label = plan.recipe, plan.task.multi_label
+    multi_label = plan.task.multi_label
     # Another seed than training's: a head that was not saved would be random here, and show.
-    classifier, tokenizer = load_base(plan, seed=recipe.train.seed + 1, quantize=True, machine=machine)
-    inference_mode(classifier.model)
-    rows = encode(tokenizer, [example.text for example in plan.splits.test], plan.max_length)
+    base = load_base(plan, reader, seed=plan.recipe.train.seed + 1, quantize=True, machine=machine)
+    inference_mode(base.model)
+    rows = reader.rows([example.text for example in plan.splits.test])
     references = targets(plan.splits.test, plan.labels, multi_label=multi_label)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "baseline"):
-        baselines = _baselines(plan, classifier, tokenizer, rows, console)
-    model = with_saved_adapter(classifier.model, run.adapter)
+    with timed(seconds, "baseline"):
+        baselines = _baselines(plan, reader, base, rows, console)
+        base_says = free_answers(reader, base.model, rows, console, "the base")
+    model = with_saved_adapter(base.model, run.adapter)
     inference_mode(model)
-    with _timed(seconds, "validation"):
-        _check_reload(plan, run, model, tokenizer)
-        thresholds = _thresholds(plan, model, tokenizer)
-    with console.progress("scoring test rows", len(rows)) as advance, _timed(seconds, "adapter"):
-        logits = score(model, rows, pad_token_id=tokenizer.pad_token_id, advance=advance)
+    with timed(seconds, "validation"):
+        _check_reload(plan, reader, run, model)
+        thresholds = _thresholds(plan, reader, model)
+    with console.progress("scoring test rows", len(rows)) as advance, timed(seconds, "adapter"):
+        logits = reader.score(model, rows, advance=advance)
+    says = free_answers(reader, model, rows, console, "the adapter")
     adapter = probabilities(logits, multi_label=multi_label)
     console.note("metrics, intervals and paired tests")
-    scored = {name: scored_on(plan, references, found, ()) for name, found in baselines.items()} | {
-        "adapter": scored_on(plan, references, adapter, thresholds)
+    scored = {
+        name: scored_on(plan, references, found, (), base_says if name == "baseline" else None)
+        for name, found in baselines.items()
     }
-    others = {seed: _of_seed(plan, folder, rows, references, machine) for seed, folder in seeds.items()}
+    scored["adapter"] = scored_on(plan, references, adapter, thresholds, says)
+    if says is not None:
+        scored["adapter_generated"] = scored_as_generated(plan, references, says)
+    others = {seed: _of_seed(plan, reader, folder, rows, references, machine) for seed, folder in seeds.items()}
     report = _report(plan, scored, thresholds, seconds, others)
     baseline = apply_thresholds(baselines["baseline"], multi_label=multi_label)
-    _write_predictions(
-        run.predictions, plan, adapter, apply_thresholds(adapter, thresholds, multi_label=multi_label), baseline
-    )
+    predictions = apply_thresholds(adapter, thresholds, multi_label=multi_label)
+    write_jsonl(run.predictions, _predictions(plan, adapter, predictions, baseline, says))
     write_json(run.eval, as_json(report))
-    return Evaluation(report, model, tokenizer, logits)
+    return Evaluation(report, model, rows, logits)
 
 
 def _of_seed(
-    plan: LabelledPlan, adapter: Path, rows: list[list[int]], references: Integers, machine: Machine
+    plan: LabelledPlan, reader: Reader, adapter: Path, rows: list[list[int]], references: Integers, machine: Machine
 ) -> Scored:
     """Another seed's adapter on the test rows, on a base of its own and with thresholds of its own."""
-    classifier, tokenizer = load_base(plan, seed=plan.recipe.train.seed + 1, quantize=True, machine=machine)
-    model = with_saved_adapter(classifier.model, adapter)
+    base = load_base(plan, reader, seed=plan.recipe.train.seed + 1, quantize=True, machine=machine)
+    model = with_saved_adapter(base.model, adapter)
     inference_mode(model)
-    logits = score(model, rows, pad_token_id=tokenizer.pad_token_id)
-    found = probabilities(logits, multi_label=plan.task.multi_label)
-    return scored_on(plan, references, found, _thresholds(plan, model, tokenizer))
+    found = probabilities(reader.score(model, rows), multi_label=plan.task.multi_label)
+    return scored_on(plan, references, found, _thresholds(plan, reader, model))
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - started, 3)
-
-
-def scored_on(plan: LabelledPlan, references: Integers, found: Floats, thresholds: tuple[float, ...]) -> Scored:
-    """Scores probabilities [n, K] on the test rows by the recipe's settings."""
+def scored_on(
+    plan: LabelledPlan,
+    references: Integers,
+    found: Floats,
+    thresholds: tuple[float, ...],
+    says: FreeAnswers | None = None,
+) -> Scored:
+    """Scores probabilities [n, K] on the test rows by the recipe's settings; ``says``: what a decoder wrote freely."""
     multi_label = plan.task.multi_label
     return score_classification(
         references,
@@ -167,31 +141,34 @@ def scored_on(plan: LabelledPlan, references: Integers, found: Floats, threshold
         multi_label=multi_label,
         settings=plan.recipe.eval,
         seed=plan.recipe.train.seed,
+        outside=None if says is None else says.outside,
     )
 
 
 def _baselines(
-    plan: LabelledPlan, classifier: Loaded, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], console: Console
+    plan: LabelledPlan, reader: Reader, base: Loaded, rows: list[list[int]], console: Console
 ) -> dict[str, Floats]:
-    """Probabilities of the majority class and of the linear probe on the test rows."""
+    """Probabilities of the majority class and, on the test rows, of the linear probe or of the base's own words."""
     multi_label, labels = plan.task.multi_label, len(plan.labels)
     references = targets(plan.splits.train, plan.labels, multi_label=multi_label)
+    majority = probe.majority(references, len(rows), labels=labels, multi_label=multi_label)
+    if isinstance(reader, WordsReader):
+        with console.progress("scoring the base", len(rows)) as advance:
+            own = probabilities(reader.score(base.model, rows, advance=advance), multi_label=False)
+        return {"majority": majority, "baseline": own}
     chosen = probe.sample(len(plan.splits.train), plan.recipe.train.seed)
-    seen = encode(tokenizer, [plan.splits.train[row].text for row in chosen], plan.max_length)
+    seen = reader.rows([plan.splits.train[row].text for row in chosen])
     with console.progress("features of the frozen base", len(seen) + len(rows)) as advance:
-        options: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id, "advance": advance}
-        train = probe.features(classifier.model, seen, **options)
-        test = probe.features(classifier.model, rows, **options)
+        options: dict[str, Any] = {"pad_token_id": reader.tokenizer.pad_token_id, "advance": advance}
+        train = probe.features(base.model, seen, **options)
+        test = probe.features(base.model, rows, **options)
     linear = probe.probe(train, references[chosen], test, labels=labels, multi_label=multi_label)
-    return {
-        "majority": probe.majority(references, len(rows), labels=labels, multi_label=multi_label),
-        "baseline": linear,
-    }
+    return {"majority": majority, "baseline": linear}
 
 
-def _check_reload(plan: LabelledPlan, run: RunDir, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_reload(plan: LabelledPlan, reader: Reader, run: RunDir, model: PreTrainedModel) -> None:
     """The adapter from disk must score the validation rows as the trained model did when it was saved."""
-    validate = validator(plan, tokenizer)
+    validate = validator(plan, reader)
     noted: list[Any] = [row["valid"] for row in read_log(run.train_log) if row.get("best")]
     if validate is None or not noted:
         return
@@ -201,13 +178,13 @@ def _check_reload(plan: LabelledPlan, run: RunDir, model: PreTrainedModel, token
         raise NotProved("the adapter on disk is not the trained one", [Problem("", str(run.adapter), message)])
 
 
-def _thresholds(plan: LabelledPlan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[float, ...]:
+def _thresholds(plan: LabelledPlan, reader: Reader, model: PreTrainedModel) -> tuple[float, ...]:
     """Tuned on the validation rows where the recipe asks for it; else none."""
     if plan.recipe.eval.threshold != "tune":
         return ()
     multi_label = plan.task.multi_label
-    rows = encode(tokenizer, [example.text for example in plan.splits.valid], plan.max_length)
-    found = probabilities(score(model, rows, pad_token_id=tokenizer.pad_token_id), multi_label=multi_label)
+    rows = reader.rows([example.text for example in plan.splits.valid])
+    found = probabilities(reader.score(model, rows), multi_label=multi_label)
     references = targets(plan.splits.valid, plan.labels, multi_label=multi_label)
     return tune_thresholds(references, found, average=plan.recipe.eval.average, multi_label=multi_label)
 
@@ -243,16 +220,16 @@ def _report(
     )
 
 
-def _write_predictions(
-    path: Path, plan: LabelledPlan, found: Floats, predictions: Integers, baseline: Integers
-) -> None:
+def _predictions(
+    plan: LabelledPlan, found: Floats, predictions: Integers, baseline: Integers, says: FreeAnswers | None
+) -> Iterator[dict[str, Any]]:
+    """A line for each test row; where a decoder answers with words also what it writes."""
     multi_label = plan.task.multi_label
     ours = label_names(predictions, plan.labels, multi_label=multi_label)
     theirs = label_names(baseline, plan.labels, multi_label=multi_label)
-
-    def row(example: Example, number: int) -> dict[str, Any]:
+    for number, example in enumerate(plan.splits.test):
         reference = [label for label in plan.labels if label in example.labels]
-        return {
+        line = {
             "id": example.id,
             "input": example.text,
             "reference": reference,
@@ -261,5 +238,6 @@ def _write_predictions(
             "baseline": theirs[number],
             "correct": ours[number] == reference,
         }
-
-    write_jsonl(path, (row(example, number) for number, example in enumerate(plan.splits.test)))
+        if says is not None:
+            line |= {"generated": plan.labels[says.constrained[number]], "said": says.texts[number]}
+        yield line

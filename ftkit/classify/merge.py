@@ -7,19 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftkit.classify.evaluate import Evaluation, load_base, scored_on
+from ftkit.classify.evaluate import Evaluation, scored_on
+from ftkit.classify.prepare import labels_document, load_base
+from ftkit.classify.reader import Reader, WordsReader
 from ftkit.console import Console
 from ftkit.errors import NotProved
 from ftkit.evals.classification import Scored
 from ftkit.files import sha256_files, write_json, writing_folder
-from ftkit.merging import MARGIN, holds, shortfalls, stored_dtype, tolerance, write_merged
-from ftkit.models.base import inference_mode, with_saved_adapter
+from ftkit.merging import MARGIN, full_precision, holds, shortfalls, stored_dtype, tolerance, write_merged
+from ftkit.models.base import Loaded
 from ftkit.models.hardware import Machine, peak_rss_mb
 from ftkit.plan.labelled import LabelledPlan
 from ftkit.proof import FreshProcess
 from ftkit.records import EvalReport, as_json
 from ftkit.rundir import RunDir
-from ftkit.tasks.classify import encode, probabilities, score, targets
+from ftkit.tasks.classify import probabilities, targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 def merge(
     plan: LabelledPlan,
+    reader: Reader,
     run: RunDir,
     evaluation: Evaluation,
     *,
@@ -42,20 +45,17 @@ def merge(
     to be the adapter's; then there is no folder called merged.
     """
     started = time.perf_counter()
-    model, expected = _full_precision(plan, run, evaluation, machine)
+    model, expected = _full_precision(plan, reader, run, evaluation, machine)
     dtype = stored_dtype(plan.files)
     with writing_folder(run.merged) as folder:
-        write_merged(model, evaluation.tokenizer, folder, dtype)
+        write_merged(model, reader.tokenizer, folder, dtype)
         seconds = time.perf_counter() - started
-        logits_file = folder / "logits.npy"
         console.note("a fresh process scores the merged model from disk")
-        trusted = plan.base.trust_remote_code
-        result = process.logits(folder, run.predictions, logits_file, trust_remote_code=trusted)
-        found = _load_and_forget(logits_file)
+        found, peak = _scored_afresh(plan, reader, run, evaluation, folder, process)
         scored = _scored(plan, evaluation, found)
         document = _document(plan, run, evaluation, expected, found, scored, str(dtype).removeprefix("torch."))
         document |= {
-            "peak_rss_mb": max(peak_rss_mb(), int(result["peak_rss_mb"])),
+            "peak_rss_mb": max(peak_rss_mb(), peak),
             "seconds": round(seconds, 3),
             "bytes_read": sum(path.stat().st_size for path in plan.files.weights()),
             "bytes_written": sum(path.stat().st_size for path in folder.iterdir()),
@@ -63,7 +63,7 @@ def merge(
         if not document["passed"]:
             write_json(run.merge, document)
             raise NotProved("the merged model is not shown to be the trained one", shortfalls(document))
-        write_json(folder / "labels.json", plan.labels_document(evaluation.report.thresholds))
+        write_json(folder / "labels.json", labels_document(plan, reader, evaluation.report.thresholds))
     write_json(run.merge, document)
     report = replace(evaluation.report, models={**evaluation.report.models, "merged": scored.scores})
     write_json(run.eval, as_json(report))
@@ -71,24 +71,28 @@ def merge(
 
 
 def _full_precision(
-    plan: LabelledPlan, run: RunDir, evaluation: Evaluation, machine: Machine
+    plan: LabelledPlan, reader: Reader, run: RunDir, evaluation: Evaluation, machine: Machine
 ) -> tuple[PreTrainedModel, Floats]:
     """The unquantised base with the adapter, and its logits on the test rows: what the merged model must equal."""
     if not plan.adapter.quantize:
         return evaluation.model, evaluation.logits
-    classifier, tokenizer = load_base(plan, seed=plan.recipe.train.seed + 1, quantize=False, machine=machine)
-    model = with_saved_adapter(classifier.model, run.adapter)
-    inference_mode(model)
-    rows = encode(tokenizer, [example.text for example in plan.splits.test], plan.max_length)
-    return model, score(model, rows, pad_token_id=tokenizer.pad_token_id)
+
+    def load(quantize: bool) -> Loaded:
+        return load_base(plan, reader, seed=plan.recipe.train.seed + 1, quantize=quantize, machine=machine)
+
+    model = full_precision(load, run.adapter, loftq=plan.adapter.init == "loftq")
+    return model, reader.score(model, evaluation.rows)
 
 
-def _load_and_forget(path: Path) -> Floats:
-    import numpy as np
-
-    found: Floats = np.load(path)
-    path.unlink()
-    return found
+def _scored_afresh(
+    plan: LabelledPlan, reader: Reader, run: RunDir, evaluation: Evaluation, folder: Path, process: FreshProcess
+) -> tuple[Floats, int]:
+    """The merged model's scores of the test rows from a fresh process, and the most memory that it held, in MiB."""
+    trusted = plan.base.trust_remote_code
+    if not isinstance(reader, WordsReader):
+        return process.logits(folder, run.predictions, trust_remote_code=trusted)
+    pad = reader.chat.pad_token_id
+    return process.label_scores(folder, evaluation.rows, reader.answers(), pad_token_id=pad, trust_remote_code=trusted)
 
 
 def _scored(plan: LabelledPlan, evaluation: Evaluation, logits: Floats) -> Scored:
@@ -105,7 +109,8 @@ def _document(
     differences = _differences(plan, expected, found, margin=MARGIN if dtype == "float32" else 0.0)
     before = evaluation.report.models["adapter"].metrics
     after = scored.scores.metrics
-    named = "f1" if before.get("f1") is not None else next(iter(before))
+    # Free answers are not asked for again: what is measured of them stands for the adapter alone.
+    named = "f1" if before.get("f1") is not None else next(name for name in before if name in after)
     fall = (before[named] or 0.0) - (after[named] or 0.0)
     quantised = plan.adapter.quantize is not None
     # Against quantised weights only a fall counts: full-precision weights may well score better.

@@ -2,53 +2,112 @@
 
 from __future__ import annotations
 
-from ftkit.classify.evaluate import load_base, validator
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ftkit.classify.evaluate import validator
+from ftkit.classify.prepare import labels_document, load_base
+from ftkit.classify.reader import Reader, WordsReader
 from ftkit.console import Console
 from ftkit.files import write_json
-from ftkit.models.base import load_tokenizer, with_new_adapter
+from ftkit.models.base import with_new_adapter
 from ftkit.models.hardware import Machine
 from ftkit.plan.labelled import LabelledPlan
 from ftkit.records import TrainSummary, as_json
 from ftkit.rundir import RunDir
-from ftkit.tasks import classify
+from ftkit.tasks import classify, language
+from ftkit.tasks.answers import Answers, AnswerWindows
+from ftkit.tasks.batches import TRAINED_AT_ONCE, Encoded, Rows
+from ftkit.tasks.certificate import certificate
 from ftkit.train import Job, train
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def train_run(plan: LabelledPlan, folder: RunDir, *, seed: int, machine: Machine, console: Console) -> TrainSummary:
+
+class _Rows(NamedTuple):
+    """What one of the two ways to answer trains on."""
+
+    rows: Rows
+    lengths: Sequence[int]
+    collate: Callable[[Sequence[Encoded]], Any]
+    loss: Callable[..., Any] | None
+
+
+def train_run(
+    plan: LabelledPlan, reader: Reader, folder: RunDir, *, seed: int, machine: Machine, console: Console
+) -> TrainSummary:
     """Trains with ``seed`` and leaves ``adapter/`` (with tokenizer and labels.json) and train.json in the folder.
 
     Goes on from the last checkpoint in the folder. The rows are those of the plan whatever the seed. Raises as
     ``train.train`` does.
     """
-    recipe, task, adapter = plan.recipe, plan.task, plan.adapter
-    tokenizer = load_tokenizer(plan.files, max_length=plan.max_length, trust_remote_code=plan.base.trust_remote_code)
-    ids = classify.encode(tokenizer, [example.text for example in plan.splits.train], plan.max_length)
-    goals = classify.targets(plan.splits.train, plan.labels, multi_label=task.multi_label).tolist()
-    weights = classify.weights_of(
-        task.class_weights, plan.labels, plan.preflight.counts["train"], multi_label=task.multi_label
+    adapter = plan.adapter
+    rows, lengths, collate, loss = (
+        _answered(plan, reader) if isinstance(reader, WordsReader) else _labelled(plan, reader)
     )
+
+    def build() -> PreTrainedModel:
+        base = load_base(plan, reader, seed=seed, quantize=True, machine=machine)
+        added = reader.chat.added_ids if isinstance(reader, WordsReader) else ()
+        return with_new_adapter(base, adapter, new_tokens=added)
+
     job = Job(
-        build=lambda: with_new_adapter(load_base(plan, seed=seed, quantize=True, machine=machine)[0], adapter),
+        build=build,
         adapted=True,
-        rows=[{"input_ids": row, "labels": goal} for row, goal in zip(ids, goals, strict=True)],
-        lengths=[len(row) for row in ids],
+        rows=rows,
+        lengths=lengths,
         places=lambda row: plan.splits.train[row].where,
-        collate=classify.Collate(int(str(tokenizer.pad_token_id)), task.multi_label),
-        loss=classify.loss_function(
-            multi_label=task.multi_label, weights=weights, label_smoothing=task.label_smoothing
-        ),
-        validate=validator(plan, tokenizer),
+        collate=collate,
+        loss=loss,
+        validate=validator(plan, reader),
         best_by=plan.best_by,
-        lowest=False,
-        section=recipe.train,
-        tokenizer=tokenizer,
+        lowest=plan.lowest,
+        section=plan.recipe.train,
+        tokenizer=reader.tokenizer,
         lr_ratio=adapter.lr_ratio,
-        tokens_at_once=None,
+        tokens_at_once=TRAINED_AT_ONCE.get(machine.device) if isinstance(reader, WordsReader) else None,
         converted=adapter.type == "lora" and adapter.init == "pissa",
     )
     folder.folder.mkdir(parents=True, exist_ok=True)
     summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
-    tokenizer.save_pretrained(folder.adapter)
-    write_json(folder.adapter / "labels.json", plan.labels_document())
+    reader.tokenizer.save_pretrained(folder.adapter)
+    write_json(folder.adapter / "labels.json", labels_document(plan, reader))
     write_json(folder.train, as_json(summary))
     return summary
+
+
+def _labelled(plan: LabelledPlan, reader: Reader) -> _Rows:
+    """Texts with the numbers of their labels, for a head."""
+    task = plan.task
+    ids = reader.rows([example.text for example in plan.splits.train])
+    goals = classify.targets(plan.splits.train, plan.labels, multi_label=task.multi_label).tolist()
+    weights = classify.weights_of(
+        task.class_weights, plan.labels, plan.preflight.counts["train"], multi_label=task.multi_label
+    )
+    collate = classify.Collate(int(str(reader.tokenizer.pad_token_id)), task.multi_label)
+    loss = classify.loss_function(multi_label=task.multi_label, weights=weights, label_smoothing=task.label_smoothing)
+    rows = [{"input_ids": row, "labels": goal} for row, goal in zip(ids, goals, strict=True)]
+    return _Rows(rows, [len(row) for row in ids], collate, loss)
+
+
+def _answered(plan: LabelledPlan, reader: WordsReader) -> _Rows:
+    """Texts in their prompts with the words for their labels, which alone are learned."""
+    windows = AnswerWindows(answers_of(plan, reader), packed=False, max_length=plan.max_length)
+    return _Rows(windows, windows.lengths, language.Collate(reader.chat.pad_token_id), None)
+
+
+def answers_of(plan: LabelledPlan, reader: WordsReader) -> Answers:
+    """The train rows as a decoder learns them. Raises DataError for a text that it cannot read."""
+    numbers = {label: number for number, label in enumerate(plan.labels)}
+    return Answers(reader.answered(example.text, numbers[example.labels[0]]) for example in plan.splits.train)
+
+
+def words_facts(plan: LabelledPlan, reader: WordsReader) -> dict[str, Any]:
+    """What plan.json tells of a decoder's template, and of what is learned of the rows, under ``data``."""
+    return {
+        "template": reader.chat.document(),
+        "mask": asdict(certificate(reader.chat, answers_of(plan, reader), plan.splits.train)),
+        "words": dict(zip(plan.labels, reader.said, strict=True)),
+    }

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ftkit.classify.evaluate import evaluate
 from ftkit.classify.merge import merge
-from ftkit.classify.train import train_run
+from ftkit.classify.prepare import labels_document, reader_of
+from ftkit.classify.reader import WordsReader
+from ftkit.classify.train import train_run, words_facts
 from ftkit.console import Console
 from ftkit.files import write_json
 from ftkit.models.hardware import Machine
 from ftkit.plan.labelled import LabelledPlan
 from ftkit.proof import FreshProcess
-from ftkit.records import EvalReport
+from ftkit.records import EvalReport, as_json
 from ftkit.rundir import RunDir
 
 
-@dataclass(frozen=True, slots=True)
 class ClassifyWork:
-    """Training, evaluation against the linear probe, and the merge."""
+    """Training, evaluation against the linear probe or the base's own words, and the merge."""
 
-    plan: LabelledPlan
+    def __init__(self, plan: LabelledPlan) -> None:
+        self.plan = plan
+        self.reader = reader_of(plan)
 
     def prepare(self, machine: Machine, precision: str, console: Console) -> dict[str, Any]:
-        """Nothing is shared but the plan itself."""
-        return self.plan.document(machine, precision)
+        """The plan; where a decoder answers with words also its template, and what is learned of the rows."""
+        document = self.plan.document(machine, precision)
+        if isinstance(self.reader, WordsReader):
+            document["data"] |= words_facts(self.plan, self.reader)
+            if decision := self.reader.chat.decision:
+                console.note(f"{decision.key} = {decision.value}  ({decision.why})")
+                document["decisions"].append(as_json(decision))
+        return document
 
     def train(self, folder: RunDir, *, seed: int, machine: Machine, console: Console) -> None:
         """Leaves adapter/ and train.json."""
         console.stage(f"training on {len(self.plan.splits.train):,} rows, seed {seed}")
-        train_run(self.plan, folder, seed=seed, machine=machine, console=console)
+        train_run(self.plan, self.reader, folder, seed=seed, machine=machine, console=console)
 
     def measure(self, folder: RunDir, others: Sequence[int], *, machine: Machine, console: Console) -> EvalReport:
         """Evaluates the adapter and those of the other seeds, and merges where the gate holds."""
@@ -40,11 +48,12 @@ class ClassifyWork:
         process = FreshProcess()
         try:
             adapters = {seed: folder.of_seed(seed).adapter for seed in others}
-            evaluation = evaluate(plan, folder, adapters, machine=machine, console=console)
-            write_json(folder.adapter / "labels.json", plan.labels_document(evaluation.report.thresholds))
+            evaluation = evaluate(plan, self.reader, folder, adapters, machine=machine, console=console)
+            labels = labels_document(plan, self.reader, evaluation.report.thresholds)
+            write_json(folder.adapter / "labels.json", labels)
             if not (plan.recipe.merge and evaluation.report.gate.passed):
                 return evaluation.report
             console.stage("merging, and proving the merged model")
-            return merge(plan, folder, evaluation, machine=machine, console=console, process=process)
+            return merge(plan, self.reader, folder, evaluation, machine=machine, console=console, process=process)
         finally:
             process.stop()

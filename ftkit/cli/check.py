@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ftkit.cli import check_answers
+from ftkit.cli.bars import histogram
 from ftkit.console import Console
 from ftkit.data.checks import Preflight
-from ftkit.data.lengths import Lengths
 from ftkit.pipeline import say_plan
+from ftkit.plan.chat import ChatPlan
 from ftkit.plan.labelled import LabelledPlan
 from ftkit.plan.make import make_plan
 from ftkit.plan.text import TextPlan
 from ftkit.recipe.load import load
-
-_BAR = 40
 
 
 def check_recipe(recipe: Path, overrides: Sequence[str], *, json: bool) -> None:
@@ -30,6 +30,9 @@ def check_recipe(recipe: Path, overrides: Sequence[str], *, json: bool) -> None:
         found += _of_rows(plan)
     elif isinstance(plan, TextPlan):
         found += _of_texts(plan)
+    elif isinstance(plan, ChatPlan):
+        console.result(check_answers.learned(plan))
+        found += check_answers.facts(plan)
     console.result("\n".join([f"{recipe} holds.", *found, f"Next: ftkit run {recipe}"]))
 
 
@@ -41,7 +44,7 @@ def _of_rows(plan: LabelledPlan) -> Iterator[str]:
         yield f"  the base has no tokenizer.json to count tokens with; rows are cut at {plan.max_length}"
         return
     yield f"  tokens of the train rows (longest {lengths['train'].longest:,}, mean {lengths['train'].mean:g})"
-    yield from _histogram(lengths["train"])
+    yield from histogram(lengths["train"])
     cut = ", ".join(f"{count:,} of {split}" for split, count in plan.preflight.truncated.items())
     yield f"  rows longer than {plan.max_length} tokens, which are cut: {cut}"
 
@@ -56,7 +59,7 @@ def _of_texts(plan: TextPlan) -> Iterator[str]:
         return
     counted = f"{plan.lengths.rows:,} train documents"
     yield f"  tokens of {counted} (longest {plan.lengths.longest:,}, mean {plan.lengths.mean:g})"
-    yield from _histogram(plan.lengths)
+    yield from histogram(plan.lengths)
     yield f"  cut into pieces of {plan.max_length} tokens at most; nothing is left out"
 
 
@@ -70,10 +73,3 @@ def _rows(checks: Preflight) -> Iterator[str]:
 def _leakage(checks: Preflight) -> Iterator[str]:
     for leak in checks.leakage:
         yield f"  {leak.split} rows that stand in {leak.within}: {leak.exact:,} word for word, {leak.near:,} nearly"
-
-
-def _histogram(lengths: Lengths) -> Iterator[str]:
-    most = max(rows for _, rows in lengths.histogram)
-    for upto, rows in lengths.histogram:
-        bar = "▇" * round(_BAR * rows / most) or ("▏" if rows else "")
-        yield f"  up to {upto:>6,} {rows:>8,}   {bar}".rstrip()

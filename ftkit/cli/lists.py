@@ -30,10 +30,12 @@ def _score(row: dict[str, Any]) -> str:
 
 
 def _row(run: RunDir) -> dict[str, Any]:
+    from ftkit.report.tables import preferred
+
     report = read_json(run.eval) if run.eval.exists() else {}
     models = report.get("models", {})
     metrics = (models.get("adapter") or models.get("model") or {}).get("metrics", {})
-    metric = "f1" if "f1" in metrics else next(iter(metrics), None)
+    metric = preferred(tuple(metrics)) if metrics else None
     return {
         "run": f"{run.folder.parent.name}/{run.folder.name}",
         "state": state(run),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 import sysconfig
 import zlib
@@ -24,6 +25,9 @@ _STDLIB = "stdlib"
 _TESTS = frozenset({"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages"})
 _UNWANTED = frozenset({"readline"})  # importing it changes how input() of this process reads the terminal
 _ANSWER = (15, 600)  # characters
+_SUMMARY = (15, 300)
+_REST = (120, 1500)  # characters of a docstring without its first sentence
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)\s+(?=[^a-z])")
 _QUESTIONS: dict[ObjectKind, tuple[str, ...]] = {
     "module": ("What is the module {} for?", "What does the module {} offer?", "What is in the Python module {}?"),
     "class": ("What is the class {} for?", "What is {} in Python?", "What does the class {} stand for?"),
@@ -39,6 +43,8 @@ def read_docstrings(source: Docstrings) -> Iterator[RawRow]:
     form text: {"text", "name"}, the text being the signature line and the docstring, or a help topic as it is.
     form questions: {"text", "name", "question", "answer"}, the answer being the first paragraph in one line; answers
     below 15 or above 600 characters, and help topics, are left out.
+    form summaries: {"text", "name", "document", "summary"}, the summary being the first sentence (15 to 300 characters)
+    and the document the signature line and the rest of the docstring (120 to 1,500), in which that does not stand.
     A docstring that stands in several places is given once, the first time.
     Raises DataError at once for names that are no package here, and while the rows are taken for a package without any
     documentation.
@@ -61,11 +67,12 @@ def docstrings_sha256(source: Docstrings) -> str:
 
 def _rows(source: Docstrings) -> Iterator[RawRow]:
     seen: set[str] = set()
+    as_row = {"text": _as_text, "questions": _as_question, "summaries": _as_summary}[source.form]
     for package in source.docstrings:
         shown = f"docstrings of {package}"
         used = number = 0
         for thing in _documented(package):
-            values = _as_text(thing) if source.form == "text" else _as_question(thing)
+            values = as_row(thing)
             if values is None:
                 continue
             used += 1
@@ -86,7 +93,7 @@ def _as_text(thing: Documented) -> dict[str, str]:
 
 
 def _as_question(thing: Documented) -> dict[str, str] | None:
-    answer = "" if thing.kind == "topic" else _answer(thing)
+    answer = "" if thing.kind == "topic" else _opening(thing)[0]
     if not _ANSWER[0] <= len(answer) <= _ANSWER[1]:
         return None
     wordings = _QUESTIONS[thing.kind]
@@ -95,13 +102,34 @@ def _as_question(thing: Documented) -> dict[str, str] | None:
     return {"text": text, "name": thing.name, "question": question, "answer": answer}
 
 
-def _answer(thing: Documented) -> str:
-    """The first paragraph in one line, without what is no sentence: call forms ("pow(x, y) -> int"), underlines."""
-    for paragraph in thing.doc.split("\n\n"):
+def _as_summary(thing: Documented) -> dict[str, str] | None:
+    opening, rest = ("", "") if thing.kind == "topic" else _opening(thing)
+    summary, *more = _SENTENCE_END.split(opening, maxsplit=1)
+    rest = "\n\n".join(part for part in (*more, rest) if part)
+    if not _SUMMARY[0] <= len(summary) <= _SUMMARY[1] or not _REST[0] <= len(rest) <= _REST[1]:
+        return None
+    document = f"{thing.signature}\n\n{rest}"
+    if " ".join(summary.split()).rstrip(".") in " ".join(document.split()):
+        return None
+    return {
+        "text": f"{document}\n\nSummary: {summary}",
+        "name": thing.name,
+        "document": document,
+        "summary": summary,
+    }
+
+
+def _opening(thing: Documented) -> tuple[str, str]:
+    """The first paragraph in one line, and what follows it.
+
+    Left out is what is no sentence: call forms ("pow(x, y) -> int"), underlines. Empty where an example is first.
+    """
+    paragraphs = thing.doc.split("\n\n")
+    for number, paragraph in enumerate(paragraphs, 1):
         words = [word for line in _sentences(paragraph, thing.name.rsplit(".", 1)[-1]) for word in line.split()]
         if words:
-            return "" if words[0] == ">>>" else " ".join(words)
-    return ""
+            return "" if words[0] == ">>>" else " ".join(words), "\n\n".join(paragraphs[number:]).strip()
+    return "", ""
 
 
 def _sentences(paragraph: str, name: str) -> Iterator[str]:

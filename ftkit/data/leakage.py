@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ftkit.data.duplicates import Match, exact_matches, near_matches, same_texts
+from ftkit.data.duplicates import Match, exact_matches, near_matches, normalised, same_texts
 from ftkit.data.findings import Finding, counted, first_rows
 from ftkit.data.rows import LISTED
+from ftkit.data.turns import said
 from ftkit.errors import DataError, Problem
-from ftkit.records import Example
+from ftkit.records import Conversation, Example
 
 # The split that is measured or chosen on, and the split its rows must not stand in.
 _PAIRS = (("test", "train"), ("valid", "train"), ("test", "valid"))
@@ -51,7 +53,8 @@ def find_leakage(
             continue
         exact = exact_matches(splits[split], splits[within])
         leaked = {match.row.id for match in exact}
-        near = near_matches([row for row in splits[split] if row.id not in leaked], splits[within])
+        others = [row for row in splits[split] if row.id not in leaked]
+        near = near_matches([*map(_with_answer, others)], map(_with_answer, splits[within]))
         matches = exact + near
         leakage = Leakage(split, within, len(splits[split]), len(exact), len(near), tuple(map(_pair, matches[:LISTED])))
         found.append(leakage)
@@ -66,19 +69,30 @@ def find_leakage(
     return tuple(found), findings
 
 
+def _with_answer(row: Example) -> Example:
+    """The row as it is compared for nearness: prompts of one wording are alike, and only with their answer the same."""
+    return replace(row, text=f"{row.text}\n{row.references[0]}") if isinstance(row, Conversation) else row
+
+
 def duplicate_findings(train: Sequence[Example]) -> list[Finding]:
-    """Warnings on train rows with the same text: repeated with the same labels, and contradicting each other."""
+    """Warnings on train rows with the same text: repeated with the same labels, and contradicting each other.
+
+    Conversations have no labels, and one prompt may have many good answers: those with the same answer are repeated.
+    """
+    what = "text and labels"
     repeated: list[tuple[Example, ...]] = []
     conflicting: list[tuple[Example, ...]] = []
     for group in same_texts(train):
+        if isinstance(group[0], Conversation):
+            what = "prompt and answer"
+            repeated += _same_answers(group)
+            continue
         differ = len({frozenset(row.labels) for row in group}) > 1
         (conflicting if differ else repeated).append(group)
     findings = []
     if repeated:
         extra = sum(len(group) - 1 for group in repeated)
-        message = (
-            f"train repeats rows with the same text and labels {counted(extra, 'time')}: they count more than once."
-        )
+        message = f"train repeats rows with the same {what} {counted(extra, 'time')}: they count more than once."
         findings.append(Finding("warning", "duplicates", message, first_rows(map(_places, repeated))))
     if conflicting:
         rows = sum(map(len, conflicting))
@@ -88,6 +102,15 @@ def duplicate_findings(train: Sequence[Example]) -> list[Finding]:
         )
         findings.append(Finding("warning", "conflicting_labels", message, first_rows(map(_labelled, conflicting))))
     return findings
+
+
+def _same_answers(group: Sequence[Example]) -> list[tuple[Example, ...]]:
+    """The sets of two or more conversations of a group whose last turns say the same."""
+    sets: defaultdict[str, list[Example]] = defaultdict(list)
+    for row in group:
+        if isinstance(row, Conversation):
+            sets[normalised(said(row.turns[-1]))].append(row)
+    return [tuple(own) for own in sets.values() if len(own) > 1]
 
 
 def _pair(match: Match) -> tuple[str, str, float]:

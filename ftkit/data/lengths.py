@@ -71,7 +71,7 @@ def summary(lengths: Sequence[int]) -> Lengths:
         rows=len(ordered),
         longest=ordered[-1],
         mean=round(sum(ordered) / len(ordered), 2),
-        percentiles={f"{percent:g}": _percentile(ordered, percent) for percent in _PERCENTILES},
+        percentiles={f"{percent:g}": percentile(ordered, percent) for percent in _PERCENTILES},
         histogram=tuple(((index + 1) * width, rows) for index, rows in enumerate(bins)),
     )
 
@@ -89,7 +89,7 @@ def max_positions(base: Path) -> int | None:
 
 def choose_max_length(train_lengths: Sequence[int], positions: int | None) -> Decision:
     """The ``train.max_length`` for a recipe that leaves it out: covers 99.5% of the train rows, within the model."""
-    covered = _percentile(sorted(train_lengths), _COVERED)
+    covered = percentile(sorted(train_lengths), _COVERED)
     rounded = math.ceil(covered / 8) * 8
     if positions is not None and positions < rounded:
         why = f"the model's positions; {_COVERED}% of the train rows have at most {covered} tokens"
@@ -104,7 +104,7 @@ def too_long(max_length: int, positions: int | None) -> str | None:
     return f"got {max_length}, but the base takes {positions} tokens. Write {positions} or less."
 
 
-def _percentile(ordered: Sequence[int], percent: float) -> int:
+def percentile(ordered: Sequence[int], percent: float) -> int:
     """The smallest value that at least ``percent`` of the values do not exceed (nearest rank)."""
     return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]
 

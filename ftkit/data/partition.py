@@ -24,6 +24,8 @@ def stratified_sides(
 ) -> list[Side]:
     """The side of each example, such that each label has its share of each side within one row.
 
+    Examples without labels, as conversations are, are one stratum: each side gets its share of the rows.
+
     Strata are the labels; for a multi-label task the combinations of labels, where the rare ones form one stratum.
     ``shares`` gives valid and test; what is left is train. test is drawn first, so it does not depend on valid.
     """

@@ -57,6 +57,13 @@ def data_error(source: str, problems: Sequence[Problem]) -> DataError:
     return DataError(headline, [*problems[:LISTED], *rest])
 
 
+def problem_in(where: Place, shown: str, column: str, message: str, *, part: str = "") -> Problem:
+    """What is wrong with a column of one row, or of one part of it ("#2"), in the source ``shown``."""
+    # In a folder the headline names the folder, so each row names its file.
+    position = f"{where.position}{part}"
+    return Problem(position if where.file == shown else f"{where.file} {position}", column, message)
+
+
 def text_lines(path: Path, shown: str, *, may_be_empty: bool = False) -> Iterator[str]:
     """The lines of a UTF-8 file, plain, .gz or .zst, with their line ends; a byte order mark is removed.
 

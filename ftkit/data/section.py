@@ -40,8 +40,10 @@ class Docstrings(Section):
         description="Names of packages; stdlib: the whole standard library with its help topics.",
         examples=["[json, pathlib]"],
     )
-    form: Literal["text", "questions"] = Field(
-        "text", description="text: a document for each documented object; questions: what does X do, and its answer."
+    form: Literal["text", "questions", "summaries"] = Field(
+        "text",
+        description="text: a document for each documented object; questions: what does X do, and its answer; "
+        "summaries: the documentation of an object, and its first sentence.",
     )
 
     def __str__(self) -> str:
@@ -80,6 +82,14 @@ class Columns(Section):
 
     text: str | None = Field(default=None, description="The column with the text.")
     label: str | None = Field(default=None, description="The column with the label or labels.")
+    prompt: str | None = Field(default=None, description="The column with what the user says.")
+    completion: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The column with the answer, or several: those that a source has hold equally good answers, and "
+        "the first is trained.",
+    )
+    messages: str | None = Field(default=None, description="The column with whole conversations.")
+    tools: str | None = Field(default=None, description="The column with the tools that the model may call.")
 
 
 class Data(Section):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ftkit.data.columns import Mapped, to_examples
+from ftkit.data.columns import Mapped
+from ftkit.data.findings import counted
 from ftkit.data.partition import Side, grouped_sides, stratified_sides
-from ftkit.data.rows import data_error
-from ftkit.data.section import Data, parse_share
+from ftkit.data.rows import RawRow, data_error
+from ftkit.data.section import Data, Docstrings, Source, parse_share
 from ftkit.data.source import data_files, read_rows, source_sha256
 from ftkit.errors import Problem
 from ftkit.files import sha256_text
-from ftkit.records import Decision, Example
+from ftkit.records import Conversation, Decision, Example, as_json
+
+Mapper = Callable[[Iterable[RawRow], str], Mapped]
+"""What makes examples of the rows of a source; the text is the source as messages show it."""
 
 _SIDES: tuple[Side, ...] = ("train", "valid", "test")
 HUB_SPLITS: Mapping[Side, str] = {"train": "train", "valid": "validation", "test": "test"}
@@ -58,13 +64,15 @@ class _Read:
     sources: tuple[SourceFile, ...]
 
 
-def make_splits(data: Data, folder: Path, *, seed: int, multi_label: bool) -> Splits:
+def make_splits(data: Data, folder: Path, mapper: Mapper, *, seed: int, multi_label: bool) -> Splits:
     """Reads the sources of a recipe in ``folder`` and draws the shares among them from train, seeded.
+
+    ``mapper`` makes the examples: labelled texts, whose shares are stratified, or conversations, drawn by rows.
 
     Raises DataError for whatever is wrong in a source, a file that is named twice, a share that gives no row, and a
     group on two sides; MachineError for a hub id that cannot be loaded.
     """
-    named: dict[Side, tuple[str, ...]] = {"train": _sources(data.train)}
+    named: dict[Side, tuple[Source, ...]] = {"train": _sources(data.train)}
     shares: dict[Side, float] = {}
     given: tuple[tuple[Side, Any], ...] = (("valid", data.valid), ("test", data.test))
     for side, value in given:
@@ -74,7 +82,7 @@ def make_splits(data: Data, folder: Path, *, seed: int, multi_label: bool) -> Sp
         else:
             shares[side] = share
     _refuse_twice(named, folder)
-    read = {side: _read(side, sources, folder, data, multi_label) for side, sources in named.items()}
+    read = {side: _read(side, sources, folder, data, mapper) for side, sources in named.items()}
     rows = {side: part.examples for side, part in read.items()}
     decisions = [decision for part in read.values() for mapped in part.mapped for decision in mapped.decisions]
     if shares:
@@ -94,25 +102,33 @@ def make_splits(data: Data, folder: Path, *, seed: int, multi_label: bool) -> Sp
 
 
 def examples_sha256(examples: Sequence[Example]) -> str:
-    """One SHA-256 over texts and labels, in order: what was measured on, wherever it was read from."""
+    """One SHA-256 over all that the rows say, in order: what was measured on, wherever it was read from."""
     # Lengths go first, so that no text can look like the border between two rows.
-    parts = (part for example in examples for part in (example.text, str(len(example.labels)), *example.labels))
+    parts = (part for example in examples for part in _content(example))
     return sha256_text("".join(f"{len(part)}:{part}" for part in parts))
 
 
-def _sources(value: Any) -> tuple[str, ...]:
-    # Labelled rows never come from docstrings: the recipe's rules refuse those.
-    return (value,) if isinstance(value, str) else value
+def _content(example: Example) -> tuple[str, ...]:
+    """The text and the labels, of a conversation also its turns, references and tools."""
+    labelled = (example.text, str(len(example.labels)), *example.labels)
+    if not isinstance(example, Conversation):
+        return labelled
+    record = as_json(example)
+    return (*labelled, json.dumps([record["turns"], record["references"], record["tools"]], ensure_ascii=False))
 
 
-def _read(side: Side, sources: Sequence[str], folder: Path, data: Data, multi_label: bool) -> _Read:
+def _sources(value: Any) -> tuple[Source, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _read(side: Side, sources: Sequence[Source], folder: Path, data: Data, mapper: Mapper) -> _Read:
     mapped, files = [], []
     for source in sources:
         rows = read_rows(source, folder, quoting=data.quoting, hub_split=HUB_SPLITS[side])
-        part = to_examples(rows, source, data, multi_label=multi_label)
+        part = mapper(islice(rows, data.max_rows) if side == "train" else rows, str(source))
         digest = source_sha256(source, folder) or examples_sha256(part.examples)
         mapped.append(part)
-        files.append(SourceFile(side, source, len(part.examples), digest))
+        files.append(SourceFile(side, str(source), len(part.examples), digest))
     return _Read(_with_own_ids([row for part in mapped for row in part.examples]), tuple(mapped), tuple(files))
 
 
@@ -123,18 +139,30 @@ def _with_own_ids(examples: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(replace(example, id=":".join(example.where.rsplit(" ", 2)[::2])) for example in examples)
 
 
-def _refuse_twice(named: Mapping[Side, Sequence[str]], folder: Path) -> None:
-    seen: dict[Path | str, tuple[Side, str]] = {}
+def _refuse_twice(named: Mapping[Side, Sequence[Source]], folder: Path) -> None:
+    seen: dict[Path | str, tuple[Side, Source]] = {}
     for side, sources in named.items():
         for source in sources:
-            files = data_files(source, folder)
-            hub_id = source if ":" in source else f"{source}:{HUB_SPLITS[side]}"
-            for key in [file.path.resolve() for file in files] if files is not None else [hub_id]:
+            for key in _read_from(source, side, folder):
                 if key in seen:
                     before, other = seen[key]
-                    message = f"is read already for {before} ({other}). Name each file once."
-                    raise data_error(source, [Problem("", f"data.{side}", message)])
+                    message = f"is read already for {before} ({other}). Name each {_kind(source)} once."
+                    raise data_error(str(source), [Problem("", f"data.{side}", message)])
                 seen[key] = (side, source)
+
+
+def _read_from(source: Source, side: Side, folder: Path) -> list[Path | str]:
+    """The files that a source is read from; of others what names them."""
+    if isinstance(source, Docstrings):
+        return [f"docstrings of {package}" for package in source.docstrings]
+    files = data_files(source, folder)
+    if files is not None:
+        return [file.path.resolve() for file in files]
+    return [source if ":" in source else f"{source}:{HUB_SPLITS[side]}"]
+
+
+def _kind(source: Source) -> str:
+    return "package" if isinstance(source, Docstrings) else "file"
 
 
 def _draw(
@@ -155,24 +183,39 @@ def _draw(
         for side, share in shares.items()
         if share > 0 and not drawn[side]
     ]
+    if not drawn["train"]:
+        message = f"valid and test take all of {_rows(examples, data.group)}. Write smaller shares."
+        problems.append(Problem("", "data.train", message))
     if problems:
-        raise data_error(" and ".join(_sources(data.train)), problems)
+        raise data_error(" and ".join(map(str, _sources(data.train))), problems)
     return drawn
 
 
 def _empty_share(side: Side, share: str, examples: Sequence[Example], group: str | None) -> str:
-    what = f"{len(examples):,} rows"
-    if group is not None:
-        groups = len({example.group for example in examples})
-        what += f" in {groups:,} group{'' if groups == 1 else 's'} of {group}"
     off = ", or 0% to do without" if side == "valid" else ""
-    return f"{share} of {what} gives no row, as each label keeps a row in train. Write a larger share, or a file{off}."
+    why = "" if _are_conversations(examples) else ", as each label keeps a row in train"
+    return f"{share} of {_rows(examples, group)} gives no row{why}. Write a larger share, or a file{off}."
+
+
+def _rows(examples: Sequence[Example], group: str | None) -> str:
+    rows = counted(len(examples), "row")
+    return (
+        rows
+        if group is None
+        else f"{rows} in {counted(len({example.group for example in examples}), 'group')} of {group}"
+    )
+
+
+def _are_conversations(examples: Sequence[Example]) -> bool:
+    return all(isinstance(example, Conversation) for example in examples)
 
 
 def _share_decisions(
     drawn: Mapping[Side, Sequence[Example]], shares: Mapping[Side, float], data: Data, seed: int
 ) -> list[Decision]:
-    how = f"by whole groups of {data.group}" if data.group is not None else "stratified by label"
+    how = "by rows" if _are_conversations(drawn["train"]) else "stratified by label"
+    if data.group is not None:
+        how = f"by whole groups of {data.group}"
     total = sum(map(len, drawn.values()))
     values: dict[Side, Any] = {"valid": data.valid, "test": data.test}
     decisions = []

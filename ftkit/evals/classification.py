@@ -7,12 +7,14 @@ label numbers [n], or 0 and 1 [n, K] for a multi-label task; probabilities are [
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
 
 from ftkit.evals import statistics
+from ftkit.evals.bootstrap import intervals, paired, resample
 from ftkit.evals.calibration import reliability
-from ftkit.evals.loading import Metric, load_metrics, measure
+from ftkit.evals.loading import load_metrics, measure
 from ftkit.evals.section import Average as AverageName
 from ftkit.evals.section import Eval, MetricName, selected_metrics
 from ftkit.records import Average, ClassScore, Comparison, ModelScores
@@ -45,25 +47,34 @@ def score_classification(
     settings: Eval,
     seed: int,
     resamples: int = statistics.RESAMPLES,
+    outside: Bools | None = None,
 ) -> Scored:
     """Every selected metric with its 95% interval, the figures of each label, the confusion matrix, and calibration.
 
-    A metric that these rows leave undefined is None and has no interval.
+    A metric that these rows leave undefined is None and has no interval. ``outside`` [n]: whether what a decoder wrote
+    freely is none of the labels; None of a model that does not write, which has no out_of_label.
     """
     _check(references, probabilities, predictions, len(labels), multi_label)
+    inputs: dict[str, Floats | Integers | Bools] = {
+        "references": references,
+        "predictions": predictions,
+        "probabilities": probabilities,
+    }
+    if outside is not None:
+        _check_outside(outside, len(references))
+        inputs["outside"] = outside
     metrics = load_metrics(
-        selected_metrics(settings, multi_label=multi_label),
+        selected_metrics(settings, multi_label=multi_label, words=outside is not None),
         labels=len(labels),
         average=settings.average,
         multi_label=multi_label,
     )
-    values = measure(metrics, references=references, predictions=predictions, probabilities=probabilities)
-    defined = {name: metrics[name] for name, value in values.items() if value is not None}
-    resampled = _resample(defined, references, predictions, probabilities, seed=seed, resamples=resamples)
-    intervals = {name: statistics.percentile_interval(drawn) for name, drawn in resampled.items()}
+    values = measure(metrics, **inputs)
+    defined = {name: partial(metrics[name].resample, **inputs) for name, value in values.items() if value is not None}
+    resampled = resample(defined, len(references), seed=seed, resamples=resamples)
     scores = ModelScores(
         metrics={name: value for name, value in values.items()},
-        ci95={name: interval for name, interval in intervals.items() if interval is not None},
+        ci95=intervals(resampled),
         per_class=_per_class(references, predictions, labels, multi_label),
         confusion=_confusion(references, predictions, len(labels), multi_label),
         reliability=reliability(references, probabilities),
@@ -79,47 +90,11 @@ def compare(first: Scored, second: Scored) -> tuple[Comparison, ...]:
     Accuracy by McNemar's test, every other metric by the paired bootstrap; the interval is the bootstrap's for all. A
     metric that is undefined for one of the two is left out.
     """
-    if first.draws != second.draws:
-        raise ValueError(f"not paired: rows, resamples and seed are {first.draws} and {second.draws}")
-    shared = [name for name in first.resampled if name in second.resampled]
-    found = (_comparison(name, first, second) for name in shared)
-    return tuple(comparison for comparison in found if comparison is not None)
-
-
-def _comparison(name: MetricName, first: Scored, second: Scored) -> Comparison | None:
-    ours, theirs = first.scores.metrics[name], second.scores.metrics[name]
-    differences = first.resampled[name] - second.resampled[name]
-    interval = statistics.percentile_interval(differences)
-    if ours is None or theirs is None or interval is None:
-        return None
-    test: Literal["mcnemar", "paired_bootstrap"] = "mcnemar" if name == "accuracy" else "paired_bootstrap"
-    if test == "mcnemar":
-        p_value = statistics.mcnemar(first.correct, second.correct)
-    else:
-        p_value = statistics.paired_bootstrap_p(differences)
-    return Comparison(test, name, p_value, ours - theirs, interval)
-
-
-def _resample(
-    metrics: Mapping[MetricName, Metric],
-    references: Integers,
-    predictions: Integers,
-    probabilities: Floats,
-    *,
-    seed: int,
-    resamples: int,
-) -> dict[MetricName, Floats]:
-    """Each metric in each resample [B]; all see the same draws."""
-    import numpy as np
-
-    chunks: dict[MetricName, list[Floats]] = {name: [] for name in metrics}
-    for weights in statistics.draws(len(references), seed=seed, resamples=resamples):
-        for name, metric in metrics.items():
-            values = metric.resample(
-                weights, references=references, predictions=predictions, probabilities=probabilities
-            )
-            chunks[name].append(values)
-    return {name: np.concatenate(values) for name, values in chunks.items()}
+    found = paired(first, second)
+    p_value = statistics.mcnemar(first.correct, second.correct)
+    return tuple(
+        replace(item, test="mcnemar", p_value=p_value) if item.metric == "accuracy" else item for item in found
+    )
 
 
 def _per_class(
@@ -180,3 +155,8 @@ def _check(references: Integers, probabilities: Floats, predictions: Integers, l
         raise ValueError("a probability is not between 0 and 1")
     if not multi_label and np.abs(probabilities.sum(axis=1) - 1).max() > 1e-3:
         raise ValueError("the probabilities of a row do not sum to 1")
+
+
+def _check_outside(outside: Bools, rows: int) -> None:
+    if outside.shape != (rows,) or outside.dtype != bool:
+        raise ValueError(f"outside is {outside.dtype} of shape {outside.shape}, and must be bool of shape ({rows},)")

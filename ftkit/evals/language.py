@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ftkit.evals import statistics
-from ftkit.evals.loading import Metric, load_language_metrics, measure
+from ftkit.evals.bootstrap import FEWEST, intervals, paired, resample
+from ftkit.evals.loading import load_language_metrics, measure
 from ftkit.evals.section import Eval, MetricName, selected_language_metrics
 from ftkit.records import Comparison, ModelScores
 
 if TYPE_CHECKING:
     from ftkit.evals.statistics import Floats, Integers
-
-# With fewer windows that all agree, a sign test cannot reach 5% either (2 / 2^6 = 0.03), while a bootstrap would: of
-# one window it gives an interval without width.
-FEWEST = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +60,15 @@ def score_language(
         inputs["bytes"] = bytes_
     values = measure(metrics, **inputs)
     enough = len(nll) >= FEWEST
-    defined = {name: metrics[name] for name, value in values.items() if enough and value is not None}
-    resampled = _resample(defined, inputs, seed=seed, resamples=resamples)
-    intervals = {name: statistics.percentile_interval(drawn) for name, drawn in resampled.items()}
+    defined = {
+        name: partial(metrics[name].resample, **inputs)
+        for name, value in values.items()
+        if enough and value is not None
+    }
+    resampled = resample(defined, len(nll), seed=seed, resamples=resamples)
     scores = ModelScores(
         metrics={name: value for name, value in values.items()},
-        ci95={name: interval for name, interval in intervals.items() if interval is not None},
+        ci95=intervals(resampled),
         per_class=(),
         confusion=(),
     )
@@ -82,37 +83,10 @@ def compare_language(first: ScoredWindows, second: ScoredWindows) -> tuple[Compa
     """
     import numpy as np
 
-    if first.draws != second.draws:
-        raise ValueError(f"not paired: windows, resamples and seed are {first.draws} and {second.draws}")
+    found = paired(first, second, unit="windows")
     if not np.array_equal(first.tokens, second.tokens):
         raise ValueError("not paired: the windows of the two hold different numbers of tokens")
-    shared = [name for name in first.resampled if name in second.resampled]
-    found = (_comparison(name, first, second) for name in shared)
-    return tuple(comparison for comparison in found if comparison is not None)
-
-
-def _comparison(name: MetricName, first: ScoredWindows, second: ScoredWindows) -> Comparison | None:
-    ours, theirs = first.scores.metrics[name], second.scores.metrics[name]
-    differences = first.resampled[name] - second.resampled[name]
-    interval = statistics.percentile_interval(differences)
-    if ours is None or theirs is None or interval is None:
-        return None
-    p_value = statistics.paired_bootstrap_p(differences)
-    return Comparison("paired_bootstrap", name, p_value, ours - theirs, interval)
-
-
-def _resample(
-    metrics: Mapping[MetricName, Metric], inputs: Mapping[str, Floats | Integers], *, seed: int, resamples: int
-) -> dict[MetricName, Floats]:
-    """Each metric in each resample [B]; all see the same draws."""
-    import numpy as np
-
-    windows = len(inputs["nll"])
-    chunks: dict[MetricName, list[Floats]] = {name: [] for name in metrics}
-    for weights in statistics.draws(windows, seed=seed, resamples=resamples):
-        for name, metric in metrics.items():
-            chunks[name].append(metric.resample(weights, **inputs))
-    return {name: np.concatenate(values) for name, values in chunks.items()}
+    return found
 
 
 def _check(nll: Floats, tokens: Integers, bytes_: Integers | None) -> None:

@@ -16,12 +16,15 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ftkit.evals.section import Average, MetricName
 
 if TYPE_CHECKING:
-    from ftkit.evals.statistics import Floats, Integers
+    from ftkit.evals.statistics import Bools, Floats, Integers
+
+# Metrics that share a file, each a configuration of it; any other is the file of its name.
+_SHARED: Mapping[MetricName, str] = {"rouge1": "rouge", "rouge2": "rouge", "rouge_l": "rouge"}
 
 
 class Metric(Protocol):
@@ -29,8 +32,25 @@ class Metric(Protocol):
 
     def compute(self, **inputs: Any) -> dict[str, float | None]: ...
 
-    def resample(self, weights: Floats, **inputs: Any) -> Floats:
+    def resample(self, weights: Floats, /, **inputs: Any) -> Floats:
         """weights [B, n], how often each row was drawn -> the metric [B], nan where it is undefined."""
+        ...
+
+
+class AnswerMetric(Metric, Protocol):
+    """A metric of generated answers: the texts are read once, and ``resample`` takes ``statistics=`` alone."""
+
+    def statistics(self, **inputs: Any) -> Floats:
+        """``predictions`` [n], ``references`` [n] of lists and ``ended`` [n] -> what each row adds to sums [n, S]."""
+        ...
+
+
+@runtime_checkable
+class RowMetric(Protocol):
+    """An answer metric that says something of one row alone."""
+
+    def each(self, statistics: Floats) -> Floats:
+        """statistics [n, S] -> the metric of each row [n]."""
         ...
 
 
@@ -47,21 +67,28 @@ def load_language_metrics(names: Iterable[MetricName]) -> dict[MetricName, Metri
     return {name: _load(name) for name in names}
 
 
-def measure(metrics: Mapping[MetricName, Metric], **inputs: Floats | Integers) -> dict[MetricName, float | None]:
+def load_answer_metrics(names: Iterable[MetricName]) -> dict[MetricName, AnswerMetric]:
+    """The metrics of these names, of generated answers."""
+    return {name: _load(name, config_name=name) if name in _SHARED else _load(name) for name in names}
+
+
+def measure(
+    metrics: Mapping[MetricName, Metric], **inputs: Floats | Integers | Bools
+) -> dict[MetricName, float | None]:
     """Each metric's value on these rows, by the names of its inputs; None where it is undefined.
 
-    Classification: ``references``, ``predictions`` and ``probabilities``; language: ``nll``, ``tokens`` and ``bytes``.
+    Classification: ``references``, ``predictions``, ``probabilities`` and, where answers were written, ``outside``;
+    language: ``nll``, ``tokens`` and ``bytes``.
     """
     evaluate, _ = _evaluate()
     values = evaluate.combine(list(metrics.values())).compute(**inputs)
     return {name: values[name] for name in metrics}
 
 
-def _load(name: MetricName, **settings: Any) -> Metric:
+def _load(name: MetricName, **settings: Any) -> Any:
     evaluate, scratch = _evaluate()
-    path = Path(__file__).with_name("metrics") / f"{name}.py"
-    metric: Metric = evaluate.load(str(path), cache_dir=str(scratch / "data"), keep_in_memory=True, **settings)
-    return metric
+    path = Path(__file__).with_name("metrics") / f"{_SHARED.get(name, name)}.py"
+    return evaluate.load(str(path), cache_dir=str(scratch / "data"), keep_in_memory=True, **settings)
 
 
 @cache

@@ -5,11 +5,12 @@ Adding a method is one class here plus its name in the ``Adapter`` union at the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ftkit.errors import Problem, RecipeError
 from ftkit.section import Section
 
 if TYPE_CHECKING:
@@ -32,14 +33,19 @@ class Lora(Section):
     rslora: bool = Field(
         False, description="Scale by alpha / sqrt(r), which keeps high ranks stable (Kalajdzievski 2023)."
     )
-    init: Literal["default", "pissa"] = Field(
-        "default", description="default: B = 0; pissa: the principal singular vectors of W (Meng et al. 2024)."
+    init: Literal["default", "pissa", "loftq"] = Field(
+        "default",
+        description="default: B = 0; pissa: the principal singular vectors of W (Meng et al. 2024); loftq: those of "
+        "what quantising to 4 bits loses (Li et al. 2023; needs a GPU).",
     )
     lr_ratio: float | None = Field(
         None, ge=1, description="LoRA+: learning rate of B over that of A (Hayou et al. 2024)."
     )
     quantize: Literal["nf4"] | None = Field(
         None, description="nf4: keep the base in 4 bits with double quantisation (QLoRA, Dettmers et al. 2023)."
+    )
+    modules_to_save: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="Endings of module names that are trained whole, and saved whole beside the update."
     )
 
     @model_validator(mode="after")
@@ -51,14 +57,38 @@ class Lora(Section):
             raise ValueError("init: pissa needs the base's full weights, not 4 bits. Remove init or quantize.")
         return self
 
+    @model_validator(mode="after")
+    def _loftq_fits(self) -> Lora:
+        if self.init != "loftq":
+            return self
+        if self.quantize is None:
+            raise ValueError("init: loftq starts from what 4 bits lose. Add quantize: nf4.")
+        if self.dora:
+            # The magnitudes would be those of the base without the update that LoftQ starts with.
+            raise ValueError("init: loftq and dora: true do not fit together. Remove one of the two.")
+        unscaled = self.r**0.5 if self.rslora else float(self.r)
+        if self.alpha != unscaled:
+            # peft 0.21.2 decomposes the error itself, whatever the update is multiplied by.
+            raise ValueError(f"init: loftq needs an update that is scaled by 1. Write alpha: {unscaled:g}.")
+        return self
+
     def peft_config(
-        self, task_type: str | None, head: Sequence[str], exclude: Sequence[str], *, transposed: bool, biases: bool
+        self,
+        task_type: str | None,
+        whole: Sequence[str],
+        exclude: Sequence[str],
+        *,
+        transposed: bool,
+        biases: bool,
+        rows: Mapping[str, Sequence[int]],
+        tied: bool,
     ) -> PeftConfig:
         """PEFT's configuration. ``task_type``: PEFT's name of the task, None where it has none (masked models).
 
-        ``head``: modules trained whole and saved with the adapter; ``exclude``: modules that get no update;
+        ``whole``: modules trained whole and saved with the adapter; ``exclude``: modules that get no update;
         ``transposed``: the base keeps its weights as (in x out), as GPT-2 does; ``biases``: the base's biases are
-        trained too, which is how a new output bias is reached, as PEFT saves modules or all biases.
+        trained too, which is how a new output bias is reached, as PEFT saves modules or all biases. ``rows``: the
+        tokens of an embedding whose rows are trained. ``tied``: among ``whole`` is an embedding that is the output too.
         """
         from peft import LoraConfig
 
@@ -69,7 +99,9 @@ class Lora(Section):
             lora_dropout=self.dropout,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
             exclude_modules=list(exclude),
-            modules_to_save=list(head) or None,
+            modules_to_save=list(whole) or None,
+            trainable_token_indices={name: list(tokens) for name, tokens in rows.items()} or None,
+            ensure_weight_tying=tied,
             fan_in_fan_out=transposed,
             use_dora=self.dora,
             use_rslora=self.rslora,
@@ -90,17 +122,31 @@ class Ia3(Section):
     )
 
     def peft_config(
-        self, task_type: str | None, head: Sequence[str], exclude: Sequence[str], *, transposed: bool, biases: bool
+        self,
+        task_type: str | None,
+        whole: Sequence[str],
+        exclude: Sequence[str],
+        *,
+        transposed: bool,
+        biases: bool,
+        rows: Mapping[str, Sequence[int]],
+        tied: bool,
     ) -> PeftConfig:
-        """As ``Lora.peft_config``; (IA)^3 trains no biases, so a new output bias stays 0."""
+        """As ``Lora.peft_config``; (IA)^3 trains no biases, so a new output bias stays 0.
+
+        Raises RecipeError for ``rows``, which PEFT cannot train beside (IA)^3.
+        """
         from peft import IA3Config
 
+        if rows:
+            fix = "(IA)^3 cannot train the rows of new tokens. Use a lora preset, or a template without new tokens."
+            raise RecipeError("the adapter does not fit the base", [Problem("", "adapter.type", fix)])
         return IA3Config(
             task_type=task_type,
             target_modules=None if self.targets is None else list(self.targets),
             feedforward_modules=None if self.feedforward is None else list(self.feedforward),
             exclude_modules=list(exclude),
-            modules_to_save=list(head) or None,
+            modules_to_save=list(whole) or None,
             fan_in_fan_out=transposed,
         )
 
@@ -112,6 +158,16 @@ class Ia3(Section):
     @property
     def quantize(self) -> None:
         """Four-bit bases are LoRA's alone."""
+        return None
+
+    @property
+    def init(self) -> Literal["default"]:
+        """(IA)^3 starts from ones."""
+        return "default"
+
+    @property
+    def modules_to_save(self) -> None:
+        """Other modules trained whole are LoRA's alone."""
         return None
 
     @model_validator(mode="after")

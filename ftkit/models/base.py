@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftkit.errors import MachineError, Problem, RecipeError
+from ftkit.models.hardware import Machine, training_dtype
 from ftkit.models.locate import BaseFiles
+from ftkit.models.modules import bare, embeddings, head_modules, is_within, missing_modules, named, outer_modules
+from ftkit.models.quantise import check_blocks, is_four_bit, nf4, start_from_loss
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
 
     from ftkit.models.adapters import Adapter
 
-_BLOCK = 64  # bitsandbytes quantises weights in blocks of this many values
-
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -29,6 +30,7 @@ class Loaded:
 
     ``revision``: the commit of the base on the hub, where it came from there. ``task_type``: what PEFT calls the task.
     ``lacks_bias``: the checkpoint also lacks a bias in a module that it has otherwise, as that of a tied output.
+    ``grown``: tokens whose embeddings the checkpoint lacks; ``folder``: where the base's files are.
     """
 
     model: PreTrainedModel
@@ -36,6 +38,8 @@ class Loaded:
     revision: str | None
     task_type: Literal["SEQ_CLS", "CAUSAL_LM"] | None
     lacks_bias: bool = False
+    grown: range = range(0)
+    folder: Path | None = None
 
 
 def quiet_libraries() -> None:
@@ -92,10 +96,12 @@ def load_classifier(
     seed: int,
     trust_remote_code: bool = False,
     skip_quantising: Sequence[str] | None = None,
+    compute: torch.dtype | None = None,
 ) -> Loaded:
     """The base with a new head whose random weights depend on ``seed`` alone.
 
-    ``skip_quantising`` not None: the base is quantised to NF4 but for these modules, which must hold the head.
+    ``skip_quantising`` not None: the base is quantised to NF4 but for these modules, which must hold the head, and
+    multiplies in ``compute`` (None: ``dtype``).
     Raises MachineError where the files are damaged or of a model type without a classification head.
     """
     from transformers import AutoModelForSequenceClassification
@@ -106,14 +112,14 @@ def load_classifier(
         dtype=dtype,
         seed=seed,
         trust_remote_code=trust_remote_code,
-        skip_quantising=skip_quantising,
+        quantization=None if skip_quantising is None else nf4(skip_quantising, compute or dtype),
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         problem_type="multi_label_classification" if multi_label else "single_label_classification",
     )
     _set_pad_token(model, pad_token_id)
-    return Loaded(model, _head_modules(model, lacking), files.revision, "SEQ_CLS")
+    return Loaded(model, head_modules(model, lacking), files.revision, "SEQ_CLS", folder=files.folder)
 
 
 def load_language_model(
@@ -125,29 +131,49 @@ def load_language_model(
     seed: int,
     trust_remote_code: bool = False,
     quantize: bool = False,
+    compute: torch.dtype | None = None,
+    whole: Sequence[str] = (),
+    vocab: int | None = None,
 ) -> Loaded:
     """The base as a language model. Where a masked model's checkpoint lacks the head, it is new, by ``seed`` alone.
 
-    ``quantize``: the base is quantised to NF4 but for its head. Raises MachineError where the files are damaged, or of
-    a model type or checkpoint that cannot do this.
+    ``quantize``: the base is quantised to NF4 but for its head and the modules whose names end with one of ``whole``,
+    and multiplies in ``compute`` (None: ``dtype``). ``vocab``: tokens of the tokenizer; where the base has fewer its
+    embeddings grow by as many, near the mean of the others. Raises MachineError where the files are damaged, or of a
+    model type or checkpoint that cannot do this, RecipeError for one of ``whole`` that names no module.
     """
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+    kind = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
+    quantization = None
+    if quantize:
+        tree = bare(kind, files.folder, trust_remote_code=trust_remote_code)
+        quantization = nf4([*outer_modules(tree), *named(tree, whole)], compute or dtype)
     model, lacking = _from_pretrained(
-        AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM,
-        files,
-        dtype=dtype,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-        skip_quantising=["lm_head", "cls"] if quantize else None,
+        kind, files, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code, quantization=quantization
     )
     if objective == "causal" and lacking:
         fix = f"It lacks {', '.join(sorted(lacking)[:3])}. Name a base that was trained to predict text."
         raise MachineError(f"{files.name} is no whole language model", [Problem("", "base", fix)])
     _set_pad_token(model, pad_token_id)
-    head = _missing_modules(model, lacking)
-    lacks_bias = any(name.endswith("bias") and not _is_within(name, head) for name in lacking)
-    return Loaded(model, head, files.revision, "CAUSAL_LM" if objective == "causal" else None, lacks_bias)
+    head = missing_modules(model, lacking)
+    lacks_bias = any(name.endswith("bias") and not is_within(name, head) for name in lacking)
+    grown = _grow(model, vocab or 0, seed)
+    task_type: Literal["CAUSAL_LM"] | None = "CAUSAL_LM" if objective == "causal" else None
+    return Loaded(model, head, files.revision, task_type, lacks_bias, grown, files.folder)
+
+
+def weights_dtype(precision: str, machine: Machine, adapter: Adapter | None, *, causal: bool = True) -> torch.dtype:
+    """How the base's weights are held: a decoder's in bfloat16 on a GPU that computes in it, all others in float32.
+
+    Float32 are also the few weights that quantising leaves, as PEFT holds them so in training, and a model of which
+    modules are trained whole: small steps get lost in bfloat16.
+    """
+    import torch
+
+    frozen = adapter is not None and not adapter.quantize and not adapter.modules_to_save
+    halved = frozen and causal and machine.device == "cuda"
+    return training_dtype(precision, machine) if halved else torch.float32
 
 
 def _from_pretrained(
@@ -157,15 +183,15 @@ def _from_pretrained(
     dtype: torch.dtype,
     seed: int,
     trust_remote_code: bool,
-    skip_quantising: Sequence[str] | None,
+    quantization: Any,
     **settings: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of the weights that its checkpoint lacks, which are new and depend on ``seed`` alone."""
     import torch
 
     files.weights()
-    if skip_quantising is not None:
-        settings["quantization_config"] = _nf4(list(skip_quantising))
+    if quantization is not None:
+        settings["quantization_config"] = quantization
     torch.manual_seed(seed)
     try:
         model, info = kind.from_pretrained(
@@ -193,90 +219,110 @@ def _set_pad_token(model: PreTrainedModel, pad_token_id: int) -> None:
     model.config.pad_token_id = pad_token_id
 
 
-def with_new_adapter(loaded: Loaded, adapter: Adapter) -> PreTrainedModel:
-    """Puts a fresh adapter on a base; what its head is gets trained whole. Raises RecipeError where PEFT refuses it."""
+def _grow(model: PreTrainedModel, vocab: int, seed: int) -> range:
+    """Adds embeddings up to ``vocab`` tokens, by ``seed`` alone; never takes any away. Returns the added tokens."""
+    import torch
+
+    before: int = model.get_input_embeddings().num_embeddings
+    if vocab <= before:
+        return range(0)
+    torch.manual_seed(seed)
+    model.resize_token_embeddings(vocab, mean_resizing=True)
+    return range(before, vocab)
+
+
+def with_new_adapter(loaded: Loaded, adapter: Adapter, *, new_tokens: Sequence[int] = ()) -> PreTrainedModel:
+    """Puts a fresh adapter on a base; what its head is gets trained whole, of embeddings the rows of ``new_tokens``.
+
+    So are those of the tokens by which the base has grown: nothing that is not the base's own may be lost when the
+    adapter is saved. Raises RecipeError where the adapter does not fit the base.
+    """
     from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers.pytorch_utils import Conv1D
 
     model = loaded.model
+    chosen = named(model, adapter.modules_to_save or ())
+    whole = [*loaded.head, *(name for name in chosen if not is_within(name, loaded.head))]
+    rows = _rows(model, whole, sorted({*new_tokens, *loaded.grown}))
+    tied = _tied(model, whole)
+    whole += [name for name in tied if name not in whole]
     if adapter.quantize:
-        _check_blocks(model)
+        check_blocks(model)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    inside = [name for name, _ in model.named_modules() if _is_within(name, loaded.head)]
     config: PeftConfig = adapter.peft_config(
-        loaded.task_type, loaded.head, inside, transposed=transposed, biases=loaded.lacks_bias
+        loaded.task_type,
+        whole,
+        [name for name, _ in model.named_modules() if is_within(name, whole)],
+        transposed=any(issubclass(getattr(module, "source_cls", type(module)), Conv1D) for module in model.modules()),
+        biases=loaded.lacks_bias,
+        rows=rows,
+        tied=bool(tied),
     )
     config.revision = loaded.revision
     try:
-        return get_peft_model(model, config)
+        adapted: PreTrainedModel = get_peft_model(model, config)
     except ValueError as error:
         fix = "Name the modules to adapt under adapter.targets."
         raise RecipeError(
             "the adapter does not fit the base", [Problem("", "adapter", f"{_first_line(error)} {fix}")]
         ) from error
+    if rows and (head := model.get_output_embeddings()) is not None:
+        head.register_parameter("bias", None)  # TRL asks for it, and PEFT's wrapper around the weight has none
+    if tied:
+        # PEFT takes the tied output out of the list, and where the embedding is not called embed_tokens unties the two
+        # when it reads the adapter again.
+        config.modules_to_save = whole
+    if adapter.init == "loftq":
+        assert loaded.folder is not None
+        start_from_loss(adapted, loaded.folder)
+    return adapted
+
+
+def _tied(model: PreTrainedModel, whole: Sequence[str]) -> tuple[str, ...]:
+    """The two names of an embedding that is the output too, where one of them is among ``whole``: both are trained."""
+    given, output, tied = embeddings(model)
+    return (given, str(output)) if tied and {given, output} & {*whole} else ()
+
+
+def _rows(model: PreTrainedModel, whole: Sequence[str], tokens: Sequence[int]) -> dict[str, Sequence[int]]:
+    """The embeddings that are not trained whole, with the ``tokens`` whose rows are trained."""
+    if not tokens:
+        return {}
+    given, output, tied = embeddings(model)
+    if output is not None and model.get_output_embeddings().bias is not None:
+        # peft 0.21.2 multiplies by the weight alone where rows of it are trained.
+        fix = f"{output} has a bias, with which PEFT cannot train new tokens. Use a template without new tokens."
+        raise RecipeError("the adapter does not fit the base", [Problem("", "task.template", fix)])
+    if tied:
+        return {} if {given, output} & {*whole} else {given: tokens}
+    return {name: tokens for name in (given, output) if name is not None and name not in whole}
 
 
 def with_saved_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The adapter in ``folder`` (plain PEFT) on a base classifier, for inference."""
+    """The adapter in ``folder`` (plain PEFT) on its base, for inference.
+
+    Rows of new tokens are written into the embeddings: PEFT would copy the whole matrices for each token generated.
+    """
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder)
+    adapted: PreTrainedModel = PeftModel.from_pretrained(model, folder)
+    for layer in _token_layers(adapted):
+        layer.merge()
+    return adapted
 
 
-def _head_modules(model: PreTrainedModel, lacking: Sequence[str]) -> tuple[str, ...]:
-    """The largest modules all of whose parameters the checkpoint lacks, and the classifier itself in any case."""
-    known = {"classifier", "score"} & {name for name, _ in model.named_children()}
-    own = [name for name, _ in model.named_parameters() if name.split(".")[0] in known]
-    return _missing_modules(model, [*lacking, *own])
+def merged_into_base(model: PreTrainedModel) -> PreTrainedModel:
+    """The base with the adapter merged into its weights. Raises ValueError where a weight is not finite."""
+    for layer in _token_layers(model):
+        layer.unmerge()  # merged with all others, or PEFT warns
+    merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    return merged
 
 
-def _missing_modules(model: PreTrainedModel, lacking: Sequence[str]) -> tuple[str, ...]:
-    """The largest modules all of whose parameters stand in ``lacking``."""
-    missing = set(lacking)
-    whole = [
-        name
-        for name, module in model.named_modules()
-        if name and (own := [f"{name}.{inner}" for inner, _ in module.named_parameters()]) and missing.issuperset(own)
-    ]
-    return tuple(name for name in whole if not _is_within(name, [other for other in whole if other != name]))
+def _token_layers(model: PreTrainedModel) -> list[Any]:
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
 
-
-def _is_within(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
-def _nf4(skip: list[str]) -> Any:
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=skip,
-    )
-
-
-def _check_blocks(model: PreTrainedModel) -> None:
-    """Raises MachineError where a quantised layer's shape is no multiple of bitsandbytes' block."""
-    from bitsandbytes.nn import Linear4bit
-
-    for name, module in model.named_modules():
-        if isinstance(module, Linear4bit) and (module.in_features % _BLOCK or module.out_features % _BLOCK):
-            shape = f"{module.in_features} x {module.out_features}"
-            raise MachineError(
-                "the base cannot be quantised to 4 bits",
-                [
-                    Problem(
-                        "",
-                        "adapter.quantize",
-                        f"{name} is {shape}; sizes must be multiples of {_BLOCK}. Use a lora preset.",
-                    )
-                ],
-            )
+    return [module for module in model.modules() if isinstance(module, TrainableTokensLayer)]
 
 
 def _first_line(error: BaseException) -> str:
@@ -290,6 +336,5 @@ def inference_mode(model: PreTrainedModel) -> None:
     eval mode, after which no gradient passes them.
     """
     model.eval()
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes"):
-            module.train()
+    for module in filter(is_four_bit, model.modules()):
+        module.train()

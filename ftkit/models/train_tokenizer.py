@@ -9,26 +9,17 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ftkit.errors import DataError
+from ftkit.models.chatml import END, START, chatml
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, START, END, MASK = "<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>", "<|mask|>"
+PAD, BOS, MASK = "<|pad|>", "<|bos|>", "<|mask|>"
 _BLOCK = 64
 SMALLEST_VOCAB = 320  # special tokens, bytes, and a few dozen merges
 # As GPT-2 splits (Radford et al. 2019), but each digit stands alone, and marks stay with their letters.
 _WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
-# ChatML. The markers tell trainers what the assistant says: its words and the token that ends them.
-_CHAT = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] }}{{ '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] }}{{ '<|im_end|>' }}{% endif %}"
-    "{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def train_tokenizer(
@@ -101,5 +92,5 @@ def _with_special_tokens(tokenizer: Tokenizer, max_length: int, *, masked: bool)
         **names,
     )
     if not masked:
-        made.chat_template = _CHAT
+        made.chat_template = chatml(bos=True)
     return made

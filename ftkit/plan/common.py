@@ -12,7 +12,7 @@ from ftkit.data.splits import SourceFile
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles
 from ftkit.recipe.load import LoadedRecipe
-from ftkit.recipe.rules import OF_ONE_TASK
+from ftkit.recipe.rules import READ_BY
 from ftkit.recipe.schema import Base, Recipe
 from ftkit.recipe.tree import Key
 from ftkit.records import Decision, as_json
@@ -45,7 +45,7 @@ class Plan(Protocol):
 def defaults(recipe: Recipe, decided: Sequence[Decision]) -> tuple[Decision, ...]:
     """The keys that the recipe leaves out, that its task reads, and that keep a fixed value."""
     chosen = {decision.key for decision in decided}
-    others = {".".join(map(str, key)) for task, keys in OF_ONE_TASK.items() if task != recipe.task.type for key in keys}
+    others = {".".join(map(str, key)) for key, tasks in READ_BY.items() if recipe.task.type not in tasks}
     found = (each for each in _left_out(recipe) if each.key not in chosen)
     return tuple(each for each in found if not any(f"{each.key}.".startswith(f"{other}.") for other in others))
 

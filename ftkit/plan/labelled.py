@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ftkit.data.checks import Preflight, preflight
+from ftkit.data.columns import to_examples
 from ftkit.data.findings import Finding
 from ftkit.data.lengths import too_long
 from ftkit.data.splits import Splits, examples_sha256, make_splits
 from ftkit.errors import DataError, Problem, RecipeError
+from ftkit.evals.section import LOWER_IS_BETTER, MetricName
 from ftkit.models.adapters import Adapter
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
@@ -45,18 +47,15 @@ class LabelledPlan:
         return self.preflight.labels
 
     @property
-    def best_by(self) -> str:
+    def best_by(self) -> MetricName:
         """The figure of the validation rows that the exported checkpoint is chosen by."""
-        return "f1"
+        chosen = self.recipe.train.best_by
+        return "f1" if chosen is None or chosen == "loss" else chosen
 
-    def labels_document(self, thresholds: tuple[float, ...] = ()) -> dict[str, Any]:
-        """labels.json: what a program needs to read the scores of the model beside it."""
-        return {
-            "labels": list(self.labels),
-            "multi_label": self.task.multi_label,
-            "thresholds": list(thresholds),
-            "max_length": self.max_length,
-        }
+    @property
+    def lowest(self) -> bool:
+        """Whether less of that figure is better."""
+        return self.best_by in LOWER_IS_BETTER
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -108,7 +107,13 @@ def plan_labelled(loaded: LoadedRecipe, *, weights: bool) -> LabelledPlan:
     assert isinstance(base, Base)
     assert adapter is not None
     folder = loaded.path.resolve().parent
-    splits = make_splits(recipe.data, folder, seed=recipe.train.seed, multi_label=task.multi_label)
+    splits = make_splits(
+        recipe.data,
+        folder,
+        lambda rows, shown: to_examples(rows, shown, recipe.data, multi_label=task.multi_label),
+        seed=recipe.train.seed,
+        multi_label=task.multi_label,
+    )
     files = locate(base.model, folder, weights=weights)
     files.config()
     if weights:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from ftkit.errors import NotProved, Problem
 from ftkit.evals.gate import judge
 from ftkit.evals.language import ScoredWindows, compare_language, score_language
 from ftkit.files import write_json, write_jsonl
+from ftkit.merging import spread
 from ftkit.models.base import Loaded, inference_mode, load_language_model, with_saved_adapter
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles
@@ -23,6 +22,7 @@ from ftkit.pretrain.samples import Sample, continuations, prompts
 from ftkit.pretrain.train import validator
 from ftkit.records import EvalReport, as_json
 from ftkit.rundir import RunDir, read_log
+from ftkit.stopwatch import timed
 from ftkit.tasks import masked
 from ftkit.tasks.heldout import HeldOut, score_held_out
 from ftkit.tasks.language import Scores
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ftkit.evals.statistics import Floats
 
 _RELOAD_TOLERANCE = 1e-3  # of the validation loss, between the model in memory and the one on disk
-_POSITIONS = 512  # places whose logits the merged model must reproduce
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +67,14 @@ def evaluate(
     baselines: dict[str, Floats] = {}
     base_texts: list[str | None] = [None] * len(starts)
     if base is not None:
-        with _timed(seconds, "baseline"):
+        with timed(seconds, "baseline"):
             baselines = _baselines(plan, prepared, base, console)
             base_texts = [*continuations(base.model, prepared, starts, seed=plan.recipe.train.seed)]
     model = load_trained(plan, prepared, run.adapter if plan.adapter else run.model, base, machine)
-    with _timed(seconds, "validation"):
+    with timed(seconds, "validation"):
         _check_reload(plan, prepared, run, model)
     name = "adapter" if plan.adapter else "model"
-    with console.progress("scoring test windows", len(prepared.test)) as advance, _timed(seconds, name):
+    with console.progress("scoring test windows", len(prepared.test)) as advance, timed(seconds, name):
         found = score_held_out(
             model, prepared.test, pad_token_id=prepared.pad_token_id, positions=positions, advance=advance
         )
@@ -124,8 +123,7 @@ def kept_positions(side: HeldOut) -> list[tuple[int, int]]:
     else:
         shown = enumerate(labels for _, labels in side.hidden)
         places = [(row, at) for row, labels in shown for at, label in enumerate(labels) if label != IGNORED]
-    step = max(1, len(places) // _POSITIONS)
-    return places[::step][:_POSITIONS]
+    return spread(places)
 
 
 def _base(plan: TextPlan, prepared: Prepared, machine: Machine) -> Loaded:
@@ -152,13 +150,6 @@ def _of_seed(plan: TextPlan, prepared: Prepared, folder: Path, machine: Machine)
     base = _base(plan, prepared, machine) if plan.adapter else None
     model = load_trained(plan, prepared, folder, base, machine)
     return scored_on(plan, prepared, score_held_out(model, prepared.test, pad_token_id=prepared.pad_token_id).nll)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - started, 3)
 
 
 def _check_reload(plan: TextPlan, prepared: Prepared, run: RunDir, model: PreTrainedModel) -> None:

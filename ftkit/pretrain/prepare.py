@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ftkit.console import Console
 from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.files import sha256_text
-from ftkit.models.base import Loaded, inference_mode, load_language_model, load_tokenizer
+from ftkit.models.base import Loaded, inference_mode, load_language_model, load_tokenizer, weights_dtype
 from ftkit.models.hardware import Machine, training_dtype
 from ftkit.models.scratch import Scratch, build
 from ftkit.models.train_tokenizer import train_tokenizer
@@ -23,7 +23,6 @@ from ftkit.tasks.tokens import Tokens, tokenise
 from ftkit.tasks.windows import Pieces, Windows, repeated
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = 24  # tokens of each of the two documents on which it is tried whether packing keeps them apart
@@ -103,26 +102,20 @@ def load_base(plan: TextPlan, *, seed: int, quantize: bool, machine: Machine, to
         loaded = Loaded(build(plan.base, tokenizer, seed=seed), (), None, None)
     else:
         assert plan.files is not None
+        precision, adapter, causal = plan.recipe.train.precision, plan.adapter, plan.task.objective == "causal"
         loaded = load_language_model(
             plan.files,
             plan.task.objective,
             pad_token_id=int(str(tokenizer.pad_token_id)),
-            dtype=weights_dtype(plan, machine),
+            dtype=weights_dtype(precision, machine, adapter, causal=causal),
             seed=seed,
             trust_remote_code=plan.base.trust_remote_code,
-            quantize=quantize and plan.adapter is not None and plan.adapter.quantize is not None,
+            quantize=quantize and adapter is not None and adapter.quantize is not None,
+            compute=training_dtype(precision, machine),
+            whole=(adapter.modules_to_save if adapter else None) or (),
         )
     loaded.model.to(machine.device)
     return loaded
-
-
-def weights_dtype(plan: TextPlan, machine: Machine) -> torch.dtype:
-    """How the base's weights are held: a decoder's in bfloat16 on a GPU that computes in it, all others in float32."""
-    import torch
-
-    wanted = training_dtype(plan.recipe.train.precision, machine)
-    halved = machine.device == "cuda" and plan.task.objective == "causal" and plan.adapter is not None
-    return wanted if halved else torch.float32
 
 
 def _name(plan: TextPlan) -> str:

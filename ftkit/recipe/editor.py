@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ftkit.evals.section import METRICS_OF
-from ftkit.recipe.rules import OF_ONE_TASK
+from ftkit.recipe.rules import READ_BY
 from ftkit.recipe.schema import Recipe
 
 ID = "urn:ftkit:recipe"
@@ -43,14 +43,13 @@ def json_schema() -> dict[str, Any]:
 
 
 def _name_tasks(schema: dict[str, Any]) -> None:
-    """Says of a key or metric that one task alone reads which task it is."""
-    for task, keys in OF_ONE_TASK.items():
-        for key in keys:
-            section = schema
-            for step in key[:-1]:
-                section = schema["$defs"][section["properties"][step]["$ref"].rpartition("/")[2]]
-            field = section["properties"][key[-1]]
-            field["description"] = f"({task}) {field['description']}"
+    """Says of a key or metric that not all tasks read which tasks do."""
+    for key, tasks in READ_BY.items():
+        section = schema
+        for step in key[:-1]:
+            section = schema["$defs"][section["properties"][step]["$ref"].rpartition("/")[2]]
+        field = section["properties"][key[-1]]
+        field["description"] = f"({', '.join(tasks)}) {field['description']}"
     listed = "; ".join(f"{task}: {', '.join(metrics)}" for task, metrics in METRICS_OF.items())
     for field in (schema["$defs"]["Eval"]["properties"]["metrics"], schema["properties"]["gate"]):
         field["description"] += f" {listed}."

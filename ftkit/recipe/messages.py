@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from ftkit.errors import did_you_mean
 from ftkit.evals.section import METRICS_OF
 from ftkit.recipe.keys import Keys, Schema, brief, choices, in_words
-from ftkit.recipe.rules import OF_ONE_TASK
+from ftkit.recipe.rules import READ_BY
 from ftkit.recipe.schema import BROKEN_RULES, Recipe
 from ftkit.recipe.synonyms import SYNONYMS
 from ftkit.recipe.tree import Flaw, Key, Node, show_key
@@ -139,11 +139,13 @@ def _of_the_task(names: list[str], parent: Key, data: Any) -> list[str]:
     """Without the keys and metrics that another task than the recipe's reads."""
     task = data.get("task") if isinstance(data, dict) else None
     own = task.get("type") if isinstance(task, dict) else None
-    if not isinstance(own, str) or own not in OF_ONE_TASK:
+    measured = next((metrics for known, metrics in METRICS_OF.items() if known == own), None)
+    if measured is None:
         return names
-    others = {path for other, paths in OF_ONE_TASK.items() if other != own for path in paths}
+    others = {path for path, tasks in READ_BY.items() if own not in tasks}
     if parent[:1] in (("eval",), ("gate",)):
-        others |= {(*parent, name) for other, metrics in METRICS_OF.items() if other != own for name in metrics}
+        known = {name for metrics in METRICS_OF.values() for name in metrics}
+        others |= {(*parent, name) for name in known.difference(measured)}
     return [name for name in names if (*parent, name) not in others]
 
 

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ftkit.data.findings import counted
 from ftkit.data.language import unknown_languages
 from ftkit.data.section import Data, Docstrings, Source, parse_share
-from ftkit.evals.section import METRICS_OF, Eval, Gate
+from ftkit.evals.section import METRICS_OF, NEITHER_IS_BETTER, WORDS_ONLY, Eval, Gate, TaskName
 from ftkit.models.scratch import Scratch
 from ftkit.recipe.tree import Key
 from ftkit.section import Section
-from ftkit.tasks.section import Classify, Pretrain, Task, Train
+from ftkit.tasks.section import Classify, Pretrain, Sft, Task, Train, Words
 
 Broken = tuple[Key, str]
 """The key, relative to the section that the rule is about, and the message."""
 
-# Keys outside ``task`` that one task alone reads.
-OF_ONE_TASK: Mapping[str, tuple[Key, ...]] = {
-    "classify": (
-        ("data", "columns", "label"),
-        ("data", "group"),
-        ("data", "label_separator"),
-        ("data", "max_leakage"),
-        ("data", "max_near_leakage"),
-        ("eval", "average"),
-        ("eval", "threshold"),
-    ),
-    "pretrain": (
-        ("data", "split"),
-        ("data", "clean"),
-        ("data", "max_rows"),
-        ("data", "max_tokens"),
-        ("data", "weights"),
-    ),
+# The tasks that read a key outside ``task``, where not all do.
+READ_BY: Mapping[Key, tuple[TaskName, ...]] = {
+    ("data", "columns", "text"): ("classify", "pretrain"),
+    ("data", "columns", "label"): ("classify",),
+    ("data", "columns", "prompt"): ("sft",),
+    ("data", "columns", "completion"): ("sft",),
+    ("data", "columns", "messages"): ("sft",),
+    ("data", "columns", "tools"): ("sft",),
+    ("data", "group"): ("classify", "sft"),
+    ("data", "label_separator"): ("classify",),
+    ("data", "max_leakage"): ("classify", "sft"),
+    ("data", "max_near_leakage"): ("classify", "sft"),
+    ("data", "split"): ("pretrain",),
+    ("data", "clean"): ("pretrain",),
+    ("data", "max_rows"): ("pretrain", "sft"),
+    ("data", "max_tokens"): ("pretrain",),
+    ("data", "weights"): ("pretrain",),
+    ("train", "best_by"): ("classify", "sft"),
+    ("eval", "average"): ("classify",),
+    ("eval", "threshold"): ("classify",),
+    ("eval", "max_new_tokens"): ("sft",),
 }
 _SINGLE_LABEL_ONLY = ("mcc",)
+_NO_AIM = frozenset({*WORDS_ONLY, "ended", "length_ratio", "repetition"})  # a checkpoint is not chosen by these
 _SMALLEST = {"mcc": -1.0, "perplexity": 1.0}
-_UNBOUNDED = ("log_loss", "perplexity", "bits_per_byte")
+_UNBOUNDED = ("log_loss", "perplexity", "bits_per_byte", "bleu", "chrf", "length_ratio")
 _ENCODERS = ("bert",)  # architectures for the masked objective
 _FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")  # a hub id or a folder may hold all three splits
 
@@ -49,6 +54,16 @@ def of_task(task: Task, base: Any) -> Iterator[Broken]:
         return
     if isinstance(base, Scratch):
         yield ("type",), "a model from scratch knows no text yet. Write pretrain, or name a base."
+    if isinstance(task, Sft):
+        if task.prompt is not None and not placeholders(task.prompt):
+            yield ("prompt",), "names no column. Write one in braces, such as {question}."
+        return
+    yield from _of_labels(task)
+    if task.words is not None:
+        yield from _of_words(task, task.words)
+
+
+def _of_labels(task: Classify) -> Iterator[Broken]:
     labels = task.labels
     if labels is not None:
         for index, label in enumerate(labels):
@@ -62,6 +77,28 @@ def of_task(task: Task, base: Any) -> Iterator[Broken]:
         without = [label for label in labels if label not in task.class_weights]
         if without:
             yield ("class_weights",), f"no weight for {', '.join(without)}. Give each label one."
+
+
+def _of_words(task: Classify, words: Words) -> Iterator[Broken]:
+    if placeholders(words.prompt) != ["text"]:
+        yield ("words", "prompt"), f"got {words.prompt!r}. Write {{text}} once, where the row's text goes."
+    if task.multi_label:
+        yield ("multi_label",), "a decoder answers with one word, and a row may have many labels. Remove words."
+    for name in ("class_weights", "label_smoothing"):
+        if name in task.model_fields_set:
+            yield (name,), "is for a head, and task.words has none. Remove it."
+    said = words.say or {}
+    for label, word in said.items():
+        if task.labels is not None and label not in task.labels:
+            yield ("words", "say", label), f"is no label of task.labels. Labels: {', '.join(task.labels)}."
+        first = next(other for other, own in said.items() if own.strip() == word.strip())
+        if first != label:
+            yield ("words", "say", label), f"got {word!r}, which is also said for {first}. Write another word."
+
+
+def placeholders(template: str) -> list[str]:
+    """The columns that a prompt names in braces, in order."""
+    return re.findall(r"{([^{}]+)}", template)
 
 
 def _of_pretrain(task: Pretrain, base: Any) -> Iterator[Broken]:
@@ -91,6 +128,12 @@ def of_data(data: Data, task: Task | None, base: Any) -> Iterator[Broken]:
         for name, values in sources.items():
             if any(isinstance(value, Docstrings) for value in values):
                 yield (name,), "docstrings have no labels. Name files, or write task: {type: pretrain}."
+    if isinstance(task, Sft):
+        for name, values in sources.items():
+            if any(isinstance(value, Docstrings) and value.form == "text" for value in values):
+                yield (name,), "docstrings of form text hold no answers. Write form: questions or form: summaries."
+    if isinstance(task, Sft):
+        yield from _of_mapping(data, task)
     if data.weights is not None and len(data.weights) != len(sources["train"]):
         of = counted(len(sources["train"]), "source")
         message = f"got {len(data.weights)} weights for {of} of train. Write one for each."
@@ -102,8 +145,25 @@ def of_data(data: Data, task: Task | None, base: Any) -> Iterator[Broken]:
             yield ("clean", "languages", index), f"{code} is no language that can be told. Write an ISO 639-1 code."
 
 
+def _of_mapping(data: Data, task: Sft) -> Iterator[Broken]:
+    """Two ways to say what a row is."""
+    columns = data.columns
+    for name in ("prompt", "completion"):
+        if columns.messages is not None and getattr(columns, name) is not None:
+            yield ("columns", name), "a conversation holds prompts and answers. Remove it, or remove messages."
+    if task.prompt is not None:
+        for name in ("prompt", "messages"):
+            if getattr(columns, name) is not None:
+                yield ("columns", name), "task.prompt says what the user says. Remove one of the two."
+
+
 def of_train(section: Train, task: Task | None) -> Iterator[Broken]:
-    """Windows so short that nothing in them could be predicted."""
+    """Windows so short that nothing in them could be predicted, and figures that the task does not have."""
+    if section.best_by is not None and task is not None and not isinstance(task, Pretrain):
+        measured = [name for name in METRICS_OF[task.type] if name not in _NO_AIM]
+        known = ["loss", *measured] if isinstance(task, Sft) else [*measured]
+        if section.best_by not in known:
+            yield ("best_by",), f"{section.best_by} is no figure of task {task.type}. Figures here: {', '.join(known)}."
     if isinstance(task, Pretrain) and section.max_length is not None:
         least = 3 if task.objective == "masked" else 2
         if section.max_length < least:
@@ -122,10 +182,9 @@ def of_adapter(adapter: Section | None, base: Any) -> Iterator[Broken]:
 
 def _of_another_task(name: str, section: Section, task: Task | None) -> Iterator[Broken]:
     """Keys that are written, and that only another task reads."""
-    for other, keys in OF_ONE_TASK.items():
-        for top, *key in keys if task is not None and other != task.type else ():
-            if top == name and _is_set(section, key):
-                yield tuple(key), f"is for task: {{type: {other}}}. Remove it."
+    for (top, *key), tasks in READ_BY.items():
+        if top == name and task is not None and task.type not in tasks and _is_set(section, key):
+            yield tuple(key), f"is for task: {{type: {' or '.join(tasks)}}}. Remove it."
 
 
 def _is_set(section: Any, key: Sequence[Any]) -> bool:
@@ -146,7 +205,7 @@ def of_eval(section: Eval, task: Task | None) -> Iterator[Broken]:
         wrong = _unfit(metric, task)
         if wrong:
             yield ("metrics", index), wrong
-    if isinstance(task, Pretrain):
+    if not isinstance(task, Classify):
         return
     for index, metric in enumerate(metrics):
         if task.multi_label and metric in _SINGLE_LABEL_ONLY:
@@ -166,6 +225,8 @@ def of_gate(gate: Gate, section: Eval | None, task: Task | None, base: Any) -> I
             yield (metric,), f"{metric} needs one label a row, and task.multi_label is true. Remove it."
         if bound.beat is not None and isinstance(base, Scratch):
             yield (metric, "beat"), "a model from scratch has no baseline to beat. Write min or max."
+        if bound.beat is not None and metric in NEITHER_IS_BETTER:
+            yield (metric, "beat"), f"{metric} is best at 1: neither more nor less beats. Write min and max."
         low = _SMALLEST.get(metric, 0.0)
         if bound.min is not None and bound.min > 1 and metric not in _UNBOUNDED:
             yield (metric, "min"), f"got {bound.min:g}, and {metric} is at most 1. {_fraction(bound.min)}"
@@ -181,6 +242,8 @@ def _unfit(metric: Any, task: Task) -> str | None:
         return f"{metric} is no metric of task {task.type}. Metrics here: {', '.join(METRICS_OF[task.type])}."
     if metric == "bits_per_byte" and isinstance(task, Pretrain) and task.objective == "masked":
         return "bits_per_byte needs every byte predicted, and the masked objective predicts some. Write perplexity."
+    if metric in WORDS_ONLY and isinstance(task, Classify) and task.words is None:
+        return f"{metric} is measured where a decoder answers with words. Remove it, or write task.words."
     return None
 
 

@@ -101,6 +101,7 @@ SYNONYMS = {
     "quantization": "quantize",
     "quantise": "quantize",
     "feedforward_modules": "feedforward",
+    "additional_target": "modules_to_save",
     # train
     "lr": "learning_rate",
     "batch": "batch_size",
@@ -125,6 +126,10 @@ SYNONYMS = {
     "dtype": "precision",
     "torch_dtype": "precision",
     "random_seed": "seed",
+    "neftune_noise_alpha": "neftune",
+    "gradient_checkpointing": "checkpointing",
+    "activation_checkpointing": "checkpointing",
+    "metric_for_best_model": "best_by",
     "early_stopping": "patience",
     "early_stopping_patience": "patience",
     "eval_steps": "validations",

@@ -133,9 +133,10 @@ def scores(metric: str, found: Sequence[tuple[str, float, tuple[float, float] | 
     return _svg("scores", draw, f"{name} by model: {alt}", (7.4, 0.6 + 0.42 * len(found)))
 
 
-def lengths(histogram: Sequence[Mapping[str, int]], max_length: int | None, *, unit: str = "row") -> str:
-    """Rows by their number of tokens, and where rows are cut; documents, and how many tokens a window holds."""
-    limit = f"rows are cut at {max_length}" if unit == "row" else f"a window holds {max_length}"
+def lengths(
+    histogram: Sequence[Mapping[str, int]], max_length: int | None, *, limit: str = "rows are cut at", unit: str = "row"
+) -> str:
+    """Rows (or documents) by their number of tokens, and ``max_length``, of which ``limit`` says what it is."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -143,7 +144,7 @@ def lengths(histogram: Sequence[Mapping[str, int]], max_length: int | None, *, u
         widths = [right - left for left, right in pairwise(edges)]
         axes.bar(edges[:-1], [item["count"] for item in histogram], [0.9 * w for w in widths], align="edge", color=MAIN)
         if max_length is not None:
-            axes.axvline(max_length, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=limit)
+            axes.axvline(max_length, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"{limit} {max_length}")
             axes.legend()
         axes.set(xlabel=f"tokens in a {unit}", ylabel=f"{unit}s")
         axes.grid(axis="x", visible=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ftkit.report import numbers, wording
+from ftkit.report import numbers, tables, wording
 from ftkit.report.story import Story
 
 Facts = list[tuple[str, str]]
@@ -32,8 +32,8 @@ def data(story: Story) -> Facts:
     found = story.planned("data") or {}
     labels = found.get("labels") or []
     packing: dict[Any, str] = {
-        True: "documents share a window, and none sees another",
-        False: "a window holds text of one document",
+        True: f"{story.data_unit}s share a window, and none sees another",
+        False: "a window holds text of one document" if story.task == "pretrain" else "a window holds one row",
     }
     return _present(
         (f"{story.data_unit.capitalize()}s", _by_split(found.get("splits"))),
@@ -44,7 +44,49 @@ def data(story: Story) -> Facts:
         ("Labels", f"{len(labels)}" if labels else None),
         ("Licence", found.get("licence") or "not stated"),
         ("SHA-256 of the data", found.get("sha256")),
-        *_length_facts(found.get("lengths") or {}, found.get("splits") or {}, story.data_unit),
+        *_length_facts(story, found.get("lengths") or {}, found.get("splits") or {}),
+    )
+
+
+def limit_of_lengths(story: Story) -> str:
+    """What ``max_length`` of the data is, before the number."""
+    if story.task == "pretrain":
+        return "A window holds"
+    return "A row may have" if story.task == "sft" else "Rows are cut at"
+
+
+def template(story: Story) -> Facts:
+    """How turns become text for a decoder that answers; empty for another model."""
+    found = story.planned("data", "template") or {}
+    sources = {"model": "the base's own", "chatml": "ChatML"}
+    answer = story.planned("data", "max_new_tokens")
+    return _present(
+        ("Chat template", sources.get(str(found.get("source")), found.get("source"))),
+        ("SHA-256 of the template", found.get("sha256")),
+        ("An answer ends at", " or ".join(map(str, found.get("stop") or []))),
+        ("Tokens added to the base", ", ".join(map(str, found.get("added") or []))),
+        ("Longest answer written", f"{numbers.count(answer)} tokens" if answer else None),
+    )
+
+
+def learned(story: Story) -> Facts:
+    """Which tokens of the training rows the loss was computed on; empty where it is on all of them anyway."""
+    found = story.planned("data", "mask") or {}
+    if not found:
+        return []
+    spread = ", ".join(
+        f"{name} {numbers.count(found[key])}"
+        for name, key in (("least", "min"), ("median", "median"), ("mean", "mean"), ("most", "max"))
+        if found.get(key) is not None
+    )
+    trained, share = found.get("trained_tokens"), found.get("share")
+    return _present(
+        ("Training rows checked", numbers.count(found.get("rows"))),
+        ("Tokens learned", f"{numbers.count(trained)} ({numbers.percent(share)} of all)" if share else None),
+        ("Tokens learned in a row", spread),
+        ("Rows with nothing to learn", numbers.count(found.get("untrained"))),
+        ("Rows that teach where to stop", numbers.count(found.get("stopped"))),
+        ("Rows split anew before the answer", numbers.count(found["recut"]) if found.get("recut") else None),
     )
 
 
@@ -147,6 +189,13 @@ def limits(story: Story) -> list[str]:
         out.append("The merged model was not proved to be the trained one: use the adapter.")
     like = "texts like the test texts" if report.unit == "window" else "rows like the test rows"
     out.append(f"The results hold for {like}. Other sources, topics and languages were not measured.")
+    if report.task == "sft" and tables.answer_metric(report.models[tables.main_model(report)].metrics) is not None:
+        out.append(
+            "The scores of written answers measure how much they share with the references, not whether they are true. "
+            "A good answer in other words scores low, and a wrong one in the right words scores high."
+        )
+    if story.kind == "words":
+        out.append("The label is chosen among the labels alone. Written freely, an answer may be something else.")
     if report.task == "pretrain" and story.objective == "causal":
         out.append("A low perplexity does not make what the model writes true.")
     return out
@@ -156,16 +205,27 @@ def _by_split(counts: Mapping[str, int] | None) -> str:
     return ", ".join(f"{name} {numbers.count(count)}" for name, count in (counts or {}).items())
 
 
-def _length_facts(lengths: Mapping[str, Any], splits: Mapping[str, int], unit: str) -> Facts:
-    cut = lengths.get("truncated") or {}
+def _length_facts(story: Story, lengths: Mapping[str, Any], splits: Mapping[str, int]) -> Facts:
+    answers = story.task == "sft"
+    cut = lengths.get("cut" if answers else "truncated") or {}
+    left_out = lengths.get("too_long") or {}
     shares = [
         f"{numbers.count(rows)} of {name} ({numbers.percent(rows, splits.get(name, 0))})" for name, rows in cut.items()
     ]
-    held = "Rows are cut at" if unit == "row" else "A window holds"
     return _present(
-        (f"Longest {unit}", f"{numbers.count(lengths['longest'])} tokens" if lengths.get("longest") else None),
-        (held, f"{numbers.count(lengths['max_length'])} tokens" if lengths.get("max_length") else None),
-        ("Rows that were cut", "none" if cut and not any(cut.values()) else ", ".join(shares)),
+        (
+            f"Longest {story.data_unit}",
+            f"{numbers.count(lengths['longest'])} tokens" if lengths.get("longest") else None,
+        ),
+        (
+            limit_of_lengths(story),
+            f"{numbers.count(lengths['max_length'])} tokens" if lengths.get("max_length") else None,
+        ),
+        (
+            "Prompts that lost their beginning" if answers else "Rows that were cut",
+            "none" if cut and not any(cut.values()) else ", ".join(shares),
+        ),
+        ("Rows left out as too long", "none" if left_out and not any(left_out.values()) else _by_split(left_out)),
     )
 
 

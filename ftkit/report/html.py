@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.evals.gate import rows_to_decide
 from ftkit.records import EvalReport
-from ftkit.report import charts, facts, language, numbers, tables, untrusted, wording
+from ftkit.report import answers, charts, facts, language, numbers, tables, untrusted, wording
 from ftkit.report.story import Mistake, Story
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ WITH_SHARES = 12
 LISTED_PAIRS = 20
 SHOWN_CLASSES = 20
 SHOWN_TEXT = language.SHOWN_TEXT
+SHOWN_ANSWER = 80
 
 
 def render(story: Story) -> str:
@@ -38,6 +39,7 @@ def render(story: Story) -> str:
             unit=story.unit,
             data_unit=story.data_unit,
             **language.sections(story),
+            **answers.sections(story),
             **_results(story),
             **_labels(story.eval),
             **_charts(story),
@@ -91,10 +93,10 @@ def _results(story: Story) -> dict[str, Any]:
 
 
 def _compared(item: tables.Compared, report: EvalReport) -> dict[str, Any]:
-    found = item.comparison
+    found, kind = item.comparison, tables.kind_of(report)
     needed = rows_to_decide(found, report.n) if item.outcome == "undecided" else None
     return {
-        "models": f"{tables.model_name(item.first, report.task)} against {tables.model_name(item.second, report.task)}",
+        "models": f"{tables.model_name(item.first, kind)} against {tables.model_name(item.second, kind)}",
         "metric": item.metric,
         "difference": numbers.signed(found.difference),
         "interval": numbers.interval(found.ci95),
@@ -112,9 +114,9 @@ def _labels(report: EvalReport | None) -> dict[str, Any]:
     )
     nothing["matrix"] = None
     if report is None:
-        return nothing | {"multi_label": False, "probe_f1": {}}
+        return nothing | {"multi_label": False, "baseline_f1": {}}
     scores = report.models[tables.main_model(report)]
-    probe = report.models.get("baseline")
+    baseline = report.models.get("baseline")
     listed = list(scores.per_class)
     if len(listed) > LARGEST_MATRIX:
         listed = tables.weakest_first(listed)
@@ -123,7 +125,8 @@ def _labels(report: EvalReport | None) -> dict[str, Any]:
         "per_class": listed[:shown],
         "more_classes": listed[shown:],
         "averages": scores.averages,
-        "probe_f1": {item.label: item.f1 for item in probe.per_class} if probe else {},
+        "baseline_f1": {item.label: item.f1 for item in baseline.per_class} if baseline else {},
+        "baseline_name": "base" if tables.kind_of(report) == "words" else "probe",
         "multi_label": report.multi_label,
         "labels": report.labels,
         "with_shares": len(report.labels) <= WITH_SHARES,
@@ -156,7 +159,7 @@ def _scores_chart(report: EvalReport | None) -> str | None:
     for model in tables.ordered_models(report):
         value = report.models[model].metrics.get(metric)
         if value is not None:
-            name = untrusted.visible(tables.model_name(model, report.task))
+            name = untrusted.visible(tables.model_name(model, tables.kind_of(report)))
             found.append((name, value, report.models[model].ci95.get(metric), model not in _UNTRAINED))
     return charts.scores(metric, found) if found else None
 
@@ -165,7 +168,7 @@ def _reliability_chart(report: EvalReport | None) -> str | None:
     if report is None:
         return None
     bins = {
-        tables.model_name(model, report.task): report.models[model].reliability
+        tables.model_name(model, tables.kind_of(report)): report.models[model].reliability
         for model in (tables.main_model(report), "baseline")
         if model in report.models and report.models[model].reliability
     }
@@ -174,8 +177,11 @@ def _reliability_chart(report: EvalReport | None) -> str | None:
 
 def _lengths_chart(story: Story) -> str | None:
     lengths = story.planned("data", "lengths") or {}
-    histogram = lengths.get("histogram")
-    return charts.lengths(histogram, lengths.get("max_length"), unit=story.data_unit) if histogram else None
+    if not lengths.get("histogram"):
+        return None
+    limit = facts.limit_of_lengths(story)
+    limit = f"{limit[0].lower()}{limit[1:]}"
+    return charts.lengths(lengths["histogram"], lengths.get("max_length"), limit=limit, unit=story.data_unit)
 
 
 def _progress_charts(story: Story) -> dict[str, str | None]:
@@ -208,4 +214,5 @@ def _data_tables(story: Story) -> dict[str, Any]:
 
 def _error(mistake: Mistake) -> dict[str, Any]:
     start, rest = untrusted.clip(mistake.text, SHOWN_TEXT)
-    return {"row": mistake, "start": start, "rest": rest, "sure": numbers.percent(mistake.confidence)}
+    said = None if mistake.said is None else untrusted.clip(mistake.said, SHOWN_ANSWER)[0]
+    return {"row": mistake, "start": start, "rest": rest, "sure": numbers.percent(mistake.confidence), "said": said}

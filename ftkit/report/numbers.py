@@ -22,6 +22,17 @@ _METRIC_NAMES = {
     "ece": "Calibration error (ECE)",
     "perplexity": "Perplexity",
     "bits_per_byte": "Bits per byte",
+    "out_of_label": "Out of label",
+    "exact_match": "Exact match",
+    "token_f1": "Token F1",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "ended": "Ended by itself",
+    "length_ratio": "Length ratio",
+    "repetition": "Repetition",
     "loss": "Loss",
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from typing import Any, TypeVar
 
 from ftkit import files
 from ftkit.records import EvalReport, TrainSummary
-from ftkit.report.texts import LONGEST_TEXT, Texts, is_window, read_texts
+from ftkit.report import tables
+from ftkit.report.replies import Replies, is_reply, read_replies
+from ftkit.report.texts import LONGEST_TEXT, Texts, is_number, is_window, read_texts
 
 WORST_ERRORS = 20
 
@@ -35,7 +36,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A wrongly predicted row. ``confidence``: how sure the model was of what it got wrong."""
+    """A wrongly predicted row. ``confidence``: how sure the model was of what it got wrong.
+
+    ``said``: what a decoder whose labels are words says when it may say anything; None for a head.
+    """
 
     id: str
     text: str
@@ -44,21 +48,29 @@ class Mistake:
     prediction: tuple[str, ...]
     baseline: tuple[str, ...] | None
     confidence: float
+    said: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """A classifier's predictions.jsonl in brief. ``against_baseline`` counts rows by (ours right, baseline right)."""
+    """A classifier's predictions.jsonl in brief. ``against_baseline`` counts rows by (ours right, baseline right).
+
+    ``generated``: rows in which a decoder that writes a label writes the likeliest one; None where none was written.
+    """
 
     rows: int
     wrong: int
     worst: tuple[Mistake, ...]
     against_baseline: Mapping[tuple[bool, bool], int]
+    generated: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All stages of one run. ``predictions`` is a classifier's, ``texts`` a language model's; one of them is None."""
+    """All stages of one run. ``predictions`` is a classifier's, ``texts`` a language model's, ``replies`` of task sft.
+
+    At most one of the three is there.
+    """
 
     folder: Path
     recipe: str | None
@@ -68,6 +80,7 @@ class Story:
     eval: EvalReport | None
     predictions: Predictions | None
     texts: Texts | None
+    replies: Replies | None
     merge: Mapping[str, Any] | None
     error: str | None
     has_adapter: bool
@@ -78,16 +91,19 @@ class Story:
     @classmethod
     def read(cls, folder: Path) -> Story:
         exports = folder / "export"
-        predictions, texts = _predictions(folder / "predictions.jsonl")
+        report = _record(EvalReport, folder / "eval.json")
+        metric = tables.main_metric(report) if report else None
+        predictions, texts, replies = _predictions(folder / "predictions.jsonl", metric)
         return cls(
             folder=folder,
             recipe=_text(folder / "recipe.yaml"),
             plan=_json(folder / "plan.json"),
             train=_record(TrainSummary, folder / "train.json"),
             train_log=_progress(folder / "train.jsonl"),
-            eval=_record(EvalReport, folder / "eval.json"),
+            eval=report,
             predictions=predictions,
             texts=texts,
+            replies=replies,
             merge=_json(folder / "merge.json"),
             error=_text(folder / "error.txt"),
             has_adapter=(folder / "adapter").is_dir(),
@@ -112,6 +128,13 @@ class Story:
     @property
     def task(self) -> str:
         return self.eval.task if self.eval else str(self.planned("recipe", "task", "type") or "")
+
+    @property
+    def kind(self) -> str:
+        """What the model does: "classify", "words" (labels that a decoder says), "causal", "masked" or "sft"."""
+        if self.task == "pretrain":
+            return self.objective
+        return "words" if self.planned("recipe", "task", "words") is not None else self.task
 
     @property
     def objective(self) -> str:
@@ -167,38 +190,39 @@ def _progress(path: Path) -> Progress | None:
     best: int | None = None
     for line in _lines(path):
         for metric, value in (line.get("valid") or {}).items():
-            if _finite(value):
+            if is_number(value):
                 valid.setdefault(metric, []).append((line["step"], value))
         if line.get("best"):
             best = line["step"]
-        if _finite(line.get("loss")):
+        if is_number(line.get("loss")):
             loss.append((line["step"], line["loss"]))
     return Progress(tuple(loss), {metric: tuple(points) for metric, points in valid.items()}, best)
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _predictions(path: Path) -> tuple[Predictions | None, Texts | None]:
-    """The first line tells which of the two it is."""
+def _predictions(path: Path, metric: str | None) -> tuple[Predictions | None, Texts | None, Replies | None]:
+    """The first line tells which of the three it is."""
     if not path.is_file():
-        return None, None
+        return None, None, None
     lines = _lines(path)
     first = list(islice(lines, 1))
+    if any(is_reply(line) for line in first):
+        return None, None, read_replies(chain(first, lines), metric)
     if any(is_window(line) for line in first):
-        return None, read_texts(chain(first, lines))
-    return _classified(chain(first, lines)), None
+        return None, read_texts(chain(first, lines)), None
+    return _classified(chain(first, lines)), None, None
 
 
 def _classified(lines: Iterable[Mapping[str, Any]]) -> Predictions:
     """One pass that keeps the worst errors only: the file may have a line for each of many thousand rows."""
-    rows = wrong = 0
+    rows = wrong = written = generated = 0
     worst: list[tuple[float, int, Mapping[str, Any]]] = []
     against: Counter[tuple[bool, bool]] = Counter()
     for rows, line in enumerate(lines, start=1):
         if line.get("baseline") is not None:
             against[line["correct"], _same(line["baseline"], line["reference"])] += 1
+        if "generated" in line:
+            written += 1
+            generated += [line["generated"]] == line["prediction"]
         if line["correct"]:
             continue
         wrong += 1
@@ -206,7 +230,7 @@ def _classified(lines: Iterable[Mapping[str, Any]]) -> Predictions:
         item = (_confidence(line), -rows, line)
         (heapq.heappush if len(worst) < WORST_ERRORS else heapq.heappushpop)(worst, item)
     mistakes = tuple(_mistake(line, confidence) for confidence, _, line in sorted(worst, reverse=True))
-    return Predictions(rows, wrong, mistakes, dict(against))
+    return Predictions(rows, wrong, mistakes, dict(against), generated if written else None)
 
 
 def _same(one: Sequence[str], other: Sequence[str]) -> bool:
@@ -233,4 +257,5 @@ def _mistake(line: Mapping[str, Any], confidence: float) -> Mistake:
         prediction=tuple(line["prediction"]),
         baseline=None if baseline is None else tuple(baseline),
         confidence=confidence,
+        said=None if line.get("said") is None else str(line["said"])[:LONGEST_TEXT],
     )

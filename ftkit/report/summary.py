@@ -32,12 +32,12 @@ class Summary:
         if report is not None:
             yield from _tables(report, options.max_width)
             for item in _main_comparisons(report):
-                yield _line(wording.compared_line(item, report.task))
+                yield _line(wording.compared_line(item, tables.kind_of(report)))
             yield ""
             yield from _gate(report)
         if self.story.merge is not None:
             proved = bool(self.story.merge["passed"])
-            yield _marked("good" if proved else "bad", wording.proof_line(self.story.merge))
+            yield _marked("good" if proved else "bad", wording.proof_line(self.story.merge, self.story.kind))
         headline = wording.headline(self.story)
         if report is None or self.story.error is not None:
             yield _marked(headline.tone, f"{headline.label}. {headline.sentence}")
@@ -46,17 +46,17 @@ class Summary:
 
 
 class Scores:
-    """A rich renderable of a report alone: the table, and every comparison of its main metric and accuracy."""
+    """A rich renderable of a report alone: the table, and every comparison of its most telling metrics."""
 
     def __init__(self, report: EvalReport) -> None:
         self.report = report
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from _tables(self.report, options.max_width)
-        shown = {"accuracy", tables.main_metric(self.report)}
+        shown = _telling(self.report)
         for item in tables.compared(self.report):
             if item.metric in shown:
-                yield _line(wording.compared_line(item, self.report.task))
+                yield _line(wording.compared_line(item, tables.kind_of(self.report)))
 
 
 def scores(report: EvalReport) -> RenderableType:
@@ -70,10 +70,16 @@ def render(story: Story) -> RenderableType:
 
 
 def _main_comparisons(report: EvalReport) -> list[tables.Compared]:
-    """Accuracy and the metric of the headline, against the baseline; the report has all of them."""
-    shown = {"accuracy", tables.main_metric(report)}
+    """The most telling metrics against the baseline; the report has all of them."""
+    shown = _telling(report)
     baselines = ("baseline", "unigram")
     return [item for item in tables.compared(report) if item.second in baselines and item.metric in shown]
+
+
+def _telling(report: EvalReport) -> set[str | None]:
+    """The metric of the headline, accuracy, and the one that says most about written answers."""
+    metrics = report.models[tables.main_model(report)].metrics
+    return {"accuracy", tables.main_metric(report), tables.answer_metric(metrics)}
 
 
 def _tables(report: EvalReport, width: int) -> list[Table]:

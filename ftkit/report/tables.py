@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ftkit.evals.section import NEITHER_IS_BETTER
 from ftkit.records import ClassScore, Comparison, EvalReport
 from ftkit.report import numbers
 
-_MODEL_ORDER = ("majority", "unigram", "baseline", "adapter", "model", "merged")
+_MODEL_ORDER = ("majority", "unigram", "baseline", "adapter", "adapter_generated", "model", "merged")
 _MODEL_NAMES = {
     "majority": "Majority class",
     "unigram": "Token frequencies alone",
     "baseline": "Base model",
     "adapter": "Adapter",
+    "adapter_generated": "Adapter, constrained generation",
     "merged": "Merged model",
     "model": "Model",
 }
+# Metrics of the headline, the first that was measured; then those of an answer, by how well they tell answers apart.
+_MAIN = ("f1", "accuracy", "perplexity")
+_OF_ANSWERS = ("rouge_l", "token_f1", "chrf", "rouge1", "rouge2", "bleu", "exact_match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,15 @@ class Compared:
     outcome: str
 
 
-def model_name(model: str, task: str = "classify") -> str:
-    """What a reader calls a model of eval.json; exports keep their own name."""
-    if model == "baseline" and task == "classify":
+def kind_of(report: EvalReport) -> str:
+    """The task, or "words" for labels that a decoder says: what a model of the report is called depends on it."""
+    said = any("out_of_label" in scores.metrics for scores in report.models.values())
+    return "words" if said or "adapter_generated" in report.models else report.task
+
+
+def model_name(model: str, kind: str = "classify") -> str:
+    """What a reader calls a model of eval.json, by ``kind_of`` the report; exports keep their own name."""
+    if model == "baseline" and kind == "classify":
         return "Linear probe on the frozen base"
     return _MODEL_NAMES.get(model, model)
 
@@ -82,17 +93,18 @@ def results(report: EvalReport) -> Results:
     models = ordered_models(report)
     metrics = tuple(dict.fromkeys(metric for model in models for metric in report.models[model].metrics))
     best = {metric: _best(report, metric) for metric in metrics}
+    kind = kind_of(report)
     return Results(
         metrics,
         tuple(
-            ResultRow(model, model_name(model, report.task), tuple(_cell(report, model, m, best[m]) for m in metrics))
+            ResultRow(model, model_name(model, kind), tuple(_cell(report, model, m, best[m]) for m in metrics))
             for model in models
         ),
     )
 
 
 def compared(report: EvalReport) -> list[Compared]:
-    """Every paired comparison; an outcome other than "undecided" needs an interval without 0."""
+    """Every paired comparison."""
     return [
         Compared(first, second, item.metric, item, outcome(item))
         for (first, _, second), items in ((pair.partition("_vs_"), items) for pair, items in report.comparison.items())
@@ -101,9 +113,15 @@ def compared(report: EvalReport) -> list[Compared]:
 
 
 def outcome(comparison: Comparison) -> str:
+    """ "better", "worse" or "undecided"; any but the last needs an interval without 0.
+
+    "higher" or "lower" for a metric of which neither is good.
+    """
     low, high = comparison.ci95
     if low <= 0 <= high:
         return "undecided"
+    if comparison.metric in NEITHER_IS_BETTER:
+        return "higher" if low > 0 else "lower"
     return "better" if (low > 0) != numbers.lower_is_better(comparison.metric) else "worse"
 
 
@@ -113,10 +131,21 @@ def main_model(report: EvalReport) -> str:
 
 
 def main_metric(report: EvalReport) -> str:
-    """The metric of the headline: what the gate asks for, else F1 or perplexity, else the first."""
+    """The metric of the headline: what the gate asks for, else F1 or perplexity, else one of the answers."""
     metrics = list(report.models[main_model(report)].metrics)
     asked = [reason.metric for reason in report.gate.reasons if reason.metric in metrics]
-    return next(iter([*asked, *(m for m in ("f1", "accuracy", "perplexity") if m in metrics), *metrics]))
+    return asked[0] if asked else preferred(metrics)
+
+
+def preferred(metrics: Sequence[str]) -> str:
+    """The metric that says most about a run, of those that were measured."""
+    return next(iter([*(metric for metric in (*_MAIN, *_OF_ANSWERS) if metric in metrics), *metrics]))
+
+
+def answer_metric(metrics: Iterable[str]) -> str | None:
+    """The metric that says most about generated answers; None where none of them was measured."""
+    measured = frozenset(metrics)
+    return next((metric for metric in _OF_ANSWERS if metric in measured), None)
 
 
 def confused_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]], limit: int) -> list[Pair]:
@@ -175,7 +204,7 @@ def label_counts(per_label: Mapping[str, Mapping[str, int]], labels: Sequence[st
 def _best(report: EvalReport, metric: str) -> str | None:
     values = [scores.metrics.get(metric) for scores in report.models.values()]
     present = [value for value in values if value is not None]
-    if len(present) < 2:
+    if len(present) < 2 or metric in NEITHER_IS_BETTER:
         return None
     return numbers.score(min(present) if numbers.lower_is_better(metric) else max(present))
 

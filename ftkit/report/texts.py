@@ -69,7 +69,7 @@ def read_texts(lines: Iterable[Mapping[str, Any]]) -> Texts:
         documents += 1
         for line in document:
             windows += 1
-            if _number(line.get("baseline_nll")):
+            if is_number(line.get("baseline_nll")):
                 paired += 1
                 improved += line["nll"] < line["baseline_nll"]
             if line.get("prompt") is not None and line.get("prediction") is not None and len(samples) < SAMPLES:
@@ -86,7 +86,7 @@ def read_texts(lines: Iterable[Mapping[str, Any]]) -> Texts:
 
 def _by_document(lines: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     """The windows of each document, which stand one after the other: "wiki.txt:1#1", "wiki.txt:1#2"."""
-    whole = (line for line in lines if _number(line.get("nll")) and _number(line.get("tokens")))
+    whole = (line for line in lines if is_number(line.get("nll")) and is_number(line.get("tokens")))
     for _, windows in groupby(whole, key=lambda line: str(line.get("id", "")).rpartition("#")[0]):
         yield list(windows)
 
@@ -96,7 +96,7 @@ def _whole(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     def total(name: str) -> float | None:
         values = [window.get(name) for window in windows]
-        return sum(value for value in values if _number(value)) if all(map(_number, values)) else None
+        return sum(value for value in values if is_number(value)) if all(map(is_number, values)) else None
 
     first = windows[0]
     return {
@@ -114,8 +114,8 @@ def _hard(line: Mapping[str, Any]) -> Hard:
         id=str(line.get("id", "")),
         text=text[:LONGEST_TEXT],
         cut=line["more"] or len(text) > LONGEST_TEXT,
-        perplexity=_perplexity(line["nll"], line["tokens"]),
-        baseline=_perplexity(baseline, line["tokens"]) if _number(baseline) else None,
+        perplexity=perplexity(line["nll"], line["tokens"]),
+        baseline=perplexity(baseline, line["tokens"]) if is_number(baseline) else None,
     )
 
 
@@ -130,9 +130,11 @@ def _sample(line: Mapping[str, Any]) -> Sample:
     )
 
 
-def _perplexity(nll: float, tokens: float) -> float:
+def perplexity(nll: float, tokens: float) -> float:
+    """exp of the mean negative log-likelihood of a token, in nats."""
     return math.exp(min(nll / tokens, _LARGEST_MEAN))
 
 
-def _number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of a JSON file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,12 +7,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ftkit.evals.gate import NOTHING, rows_to_decide
+from ftkit.evals.section import NEITHER_IS_BETTER
 from ftkit.records import Comparison, EvalReport, GateReason, Verdict
 from ftkit.report import numbers
 from ftkit.report.story import Story
-from ftkit.report.tables import Compared, main_metric, main_model, model_name, outcome
+from ftkit.report.tables import (
+    Compared,
+    answer_metric,
+    kind_of,
+    main_metric,
+    main_model,
+    model_name,
+    outcome,
+)
 
 _OTHERS = ("baseline", "majority", "unigram")  # what the headline compares with: the first that is there
+_VERBS = {
+    "better": "beats",
+    "worse": "is worse than",
+    "higher": "is above",
+    "lower": "is below",
+    "undecided": "is not shown to differ from",
+}
 NO_GATE = "No condition was set: the recipe has no gate, so the result was not judged."
 
 
@@ -33,15 +49,14 @@ def headline(story: Story) -> Headline:
     return Headline(tone, label, "; ".join(clause for clause in clauses if clause) + ".")
 
 
-def compared_line(item: Compared, task: str) -> str:
+def compared_line(item: Compared, kind: str) -> str:
     """ "Adapter beats …: F1 +0.083 (95% 0.041 to 0.125), p = 0.0004"."""
-    verb = {"better": "beats", "worse": "is worse than", "undecided": "is not shown to differ from"}[item.outcome]
     found = item.comparison
-    subject = _inside(item.first, task)
+    subject = _inside(item.first, kind)
     if subject != item.first:  # a name that is given, such as a run's, stays as it is
         subject = f"{subject[0].upper()}{subject[1:]}"
     return (
-        f"{subject} {verb} {_inside(item.second, task)}: "
+        f"{subject} {_VERBS[item.outcome]} {_inside(item.second, kind)}: "
         f"{numbers.metric_name(item.metric)} {numbers.signed(found.difference)} "
         f"(95% {numbers.interval(found.ci95)}), {numbers.p_value(found.p_value)}"
     )
@@ -58,14 +73,14 @@ def undecided_line(verdict: Verdict, unit: str) -> str:
     return f"Too few test {unit}s to decide: " + "; ".join(numbers.metric_name(item) for item in verdict.undecided)
 
 
-def proof_line(merge: Mapping[str, Any]) -> str:
+def proof_line(merge: Mapping[str, Any], kind: str) -> str:
     """What was compared between adapter and merged model, and what came out."""
     allowed = merge.get("tolerance", {}).get("max_abs_logit_diff")
     limit = f" (allowed: {numbers.small(allowed)})" if allowed is not None else ""
     shown = "is the trained one" if merge["passed"] else "is not shown to be the trained one"
     unit = merge.get("unit", "row")
     rows = f" on {numbers.rows(merge['rows'], unit)}" if merge.get("rows") else ""
-    of_tokens = " of the tokens" if unit == "window" else ""
+    of_tokens = "" if kind in ("classify", "words") else " of the tokens"
     metric = numbers.small(metric_diff(merge))
     return (
         f"The merged model {shown}:{rows} the largest logit difference is "
@@ -96,7 +111,21 @@ def metric_notes(story: Story) -> str:
     notes = []
     if {"precision", "recall", "f1"} & set(metrics) and report.metrics_average:
         notes.append(f"Precision, recall and F1 are {report.metrics_average} averages.")
-    if "perplexity" in metrics and story.objective == "masked":
+    if kind_of(report) == "words":
+        notes.append(
+            "The label is the one whose word, with the end of the answer, is likeliest; with constrained generation it "
+            "is the one that is written when nothing but labels may be."
+        )
+    if "out_of_label" in metrics:
+        notes.append("Out of label: the share of answers, written freely, that are no label.")
+    if report.task == "sft" and answer_metric(metrics) is not None:
+        notes.append("Answers are written with the likeliest token at each place, so they are the same every time.")
+    if "perplexity" in metrics and report.task == "sft":
+        notes.append(
+            "Perplexity is that of the reference answers, per token; it compares only between models with the same "
+            "tokens."
+        )
+    elif "perplexity" in metrics and story.objective == "masked":
         notes.append(
             "Perplexity is that of the hidden tokens, the same ones for every model; it does not compare with the "
             "perplexity of a model that writes."
@@ -139,31 +168,33 @@ def _judged(story: Story, gate: Verdict) -> tuple[Literal["good", "bad", "open",
     return ("good", "Gate met") if gate.reasons else ("plain", "No condition set")
 
 
-def _inside(model: str, task: str) -> str:
+def _inside(model: str, kind: str) -> str:
     """A model's name inside a sentence: "the linear probe on the frozen base"."""
-    name = model_name(model, task)
+    name = model_name(model, kind).replace(", constrained", " by constrained")
     return f"the {name[0].lower()}{name[1:]}" if name != model else name
 
 
 def _result(report: EvalReport) -> str:
     model, metric = main_model(report), main_metric(report)
     name, rows = numbers.metric_name(metric), numbers.rows(report.n, f"held-out {report.unit}")
+    kind = kind_of(report)
     value = numbers.score(report.models[model].metrics.get(metric))
     others = [other for other in _OTHERS if other in report.models]
     for other in others:
         found = next((c for c in report.comparison.get(f"{model}_vs_{other}", ()) if c.metric == metric), None)
-        if found is not None:
+        if found is not None and metric not in NEITHER_IS_BETTER:
             against = numbers.score(report.models[other].metrics.get(metric))
             figures = f"{name} {value} against {against} on {rows} ({_difference(found)})"
-            return _claim(_inside(model, report.task), _inside(other, report.task), figures, found, report)
+            return _claim(_inside(model, kind), _inside(other, kind), figures, found, report)
     interval = report.models[model].ci95.get(metric)
     beside = f" (95% {numbers.interval(interval)})" if interval else ""
-    subject = _inside(model, report.task)
+    subject = _inside(model, kind)
     reached = f"{subject[0].upper()}{subject[1:]} reaches {numbers.metric_inside(metric)} {value}{beside} on {rows}"
     if not others:
         return f"{reached}, compared with no other model"
     against = numbers.score(report.models[others[0]].metrics.get(metric))
-    return f"{reached}, against {against} of {_inside(others[0], report.task)} (the difference was not tested)"
+    tested = "" if metric in NEITHER_IS_BETTER else " (the difference was not tested)"
+    return f"{reached}, against {against} of {_inside(others[0], kind)}{tested}"
 
 
 def _claim(model: str, other: str, figures: str, found: Comparison, report: EvalReport) -> str:

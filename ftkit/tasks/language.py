@@ -5,6 +5,7 @@ Validation, evaluation and proof all score through ``score``: there is no second
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,11 +67,13 @@ def score(
     rows: Sequence[Sequence[int]],
     *,
     pad_token_id: int,
+    labels: Sequence[Sequence[int]] | None = None,
     positions: Sequence[tuple[int, int]] = (),
     advance: Callable[[int], None] | None = None,
 ) -> Scores:
     """Scores pieces (token ids), each alone: every token but the first is predicted from those before it.
 
+    ``labels``, as long as its row: the token's id where it is scored, else IGNORED; a row's first token never is.
     ``positions``: (row, place) pairs; the logits at these places, which predict the next token, are kept. Raises
     TrainingFailed where a score is not finite.
     """
@@ -78,6 +81,7 @@ def score(
     import torch
     from torch.nn import functional
 
+    goals = rows if labels is None else labels
     nll: Floats = np.zeros(len(rows))
     best: list[Integers] = [np.empty(0, dtype=np.int64)] * len(rows)
     margins: list[Floats] = [np.empty(0)] * len(rows)
@@ -89,26 +93,56 @@ def score(
     for batch in batches(order, [len(row) for row in rows], model.device.type):
         width = max(len(rows[row]) for row in batch)
         ids = torch.tensor([[*rows[row], *[pad_token_id] * (width - len(rows[row]))] for row in batch])  # (B, T)
-        labels = torch.tensor([[*rows[row], *[IGNORED] * (width - len(rows[row]))] for row in batch])[:, 1:]
-        ids, labels = ids.to(model.device), labels.to(model.device)
+        ahead = torch.tensor([[*goals[row][1:], *[IGNORED] * (width + 1 - len(rows[row]))] for row in batch])  # (B, T)
+        asked = [at for row in batch for at in wanted.get(row, ())]
+        places = list(range(width)) if labels is None else _places(ahead, asked)
+        ahead = ahead[:, places].to(model.device)  # (B, P)
+        chosen = ahead != IGNORED
         with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits  # (B, T, V)
-            ahead = logits[:, :-1].float().flatten(0, 1)
-            losses = functional.cross_entropy(ahead, labels.flatten(), reduction="none", ignore_index=IGNORED)
-            nll[batch] = losses.view(labels.shape).double().sum(1).cpu().numpy()
-            two = ahead.topk(2)
-            likeliest = two.indices[:, 0].view(labels.shape).cpu().numpy()
-            ahead_by = (two.values[:, 0] - two.values[:, 1]).view(labels.shape).cpu().numpy()
-        for place, row in enumerate(batch):
-            best[row] = likeliest[place, : len(rows[row]) - 1]
-            margins[row] = ahead_by[place, : len(rows[row]) - 1]
+            logits = _logits(model, ids.to(model.device), places)  # (B, P, V)
+            own = logits[chosen].float()  # (scored, V)
+            losses = functional.cross_entropy(own, ahead[chosen], reduction="none").double().cpu().numpy()
+            two = own.topk(2)
+            likeliest, ahead_by = two.indices[:, 0].cpu().numpy(), (two.values[:, 0] - two.values[:, 1]).cpu().numpy()
+        ends = chosen.sum(1).cumsum(0).tolist()
+        for number, row in enumerate(batch):
+            within = slice(ends[number - 1] if number else 0, ends[number])
+            nll[row], best[row], margins[row] = losses[within].sum(), likeliest[within], ahead_by[within]
             for at in wanted.get(row, ()):
-                kept[row, at] = logits[place, at].float().cpu().numpy()
+                kept[row, at] = logits[number, places.index(at)].float().cpu().numpy()
         if advance:
             advance(len(batch))
     if not np.isfinite(nll).all():
         raise TrainingFailed("the model's scores are not finite", [Problem("", "train", NOT_FINITE)])
     return Scores(nll, best, margins, np.array([kept[position] for position in positions]))
+
+
+def _places(ahead: torch.Tensor, asked: Sequence[int]) -> list[int]:
+    """Where in a batch anything is scored or asked for; ``ahead`` [B, T]: the labels of the next tokens."""
+    scored: list[int] = (ahead != IGNORED).any(0).nonzero().flatten().tolist()
+    return sorted({*scored, *asked})
+
+
+def _logits(model: PreTrainedModel, ids: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+    """Logits [B, P, V] at some places of ``ids`` [B, T].
+
+    The others are never made where the model can leave them out: a prompt's would be most of the memory, and with a
+    large vocabulary much of the time.
+    """
+    import torch
+
+    if len(places) == ids.shape[1]:
+        return torch.as_tensor(model(input_ids=ids, use_cache=False).logits)
+    kept = torch.tensor(places, device=ids.device)
+    if takes(model, "logits_to_keep"):
+        return torch.as_tensor(model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits)
+    return torch.as_tensor(model(input_ids=ids, use_cache=False).logits[:, kept])
+
+
+def takes(model: PreTrainedModel, name: str) -> bool:
+    """Whether the model can be given this input; an adapter's model is asked for the base below it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return name in inspect.signature(base.forward).parameters
 
 
 def keeps_apart(model: PreTrainedModel, first: Sequence[int], second: Sequence[int]) -> bool:

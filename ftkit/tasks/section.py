@@ -6,11 +6,33 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ftkit.data.section import Share
+from ftkit.evals.section import MetricName
 from ftkit.section import Section
+
+Template = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="How turns become text: model (the base's own chat template; chatml where it has none), chatml, or "
+        "a Jinja file beside the recipe.",
+        examples=["chatml"],
+    ),
+]
+
+
+class Words(Section):
+    """A decoder answers with a word for each label; there is no head."""
+
+    prompt: str = Field("{text}", description="What the user says; {text} stands for the row's text.")
+    say: dict[str, Annotated[str, Field(min_length=1)]] | None = Field(
+        None, description="The answer for each label. Left out: the label itself."
+    )
+    template: Template = "model"
 
 
 class Classify(Section):
-    """Sequence classification with a head on the base's pooled output."""
+    """Sequence classification: with a head on the base's pooled output, or by words that a decoder answers with."""
 
     type: Literal["classify"] = Field(description="The task.")
     labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
@@ -21,6 +43,9 @@ class Classify(Section):
         "none", description="Weights of the labels in the loss: balanced (n / (k * count)) or one for each label."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all labels.")
+    words: Words | None = Field(
+        None, description="The labels are words that a decoder answers with, trained as instructions are. No head."
+    )
 
 
 class Pretrain(Section):
@@ -42,7 +67,32 @@ class Pretrain(Section):
     )
 
 
-Task = Annotated[Classify | Pretrain, Field(discriminator="type")]
+class Sft(Section):
+    """Supervised fine-tuning: a decoder learns to answer, in the turns of its chat template."""
+
+    type: Literal["sft"] = Field(description="The task.")
+    prompt: str | None = Field(
+        None,
+        description="What the user says, with {COLUMN} for what a column holds. Left out: the columns found by name.",
+        examples=["'Summarise: {dialogue}'"],
+    )
+    system: str | None = Field(None, min_length=1, description="A system turn for rows that have none.")
+    template: Template = "model"
+    train_on: Literal["answers", "last_answer", "all"] = Field(
+        "answers", description="What the loss is computed on: every assistant turn, the last one, or all tokens."
+    )
+    too_long: Literal["drop", "error", "truncate_prompt"] = Field(
+        "drop",
+        description="Rows above train.max_length: left out and counted, refused, or the first user turn loses its "
+        "beginning. An answer is never cut.",
+    )
+    max_untrained: Share = Field("0%", description="Largest share of train rows that may have no token to learn.")
+    packing: bool = Field(
+        default=False, description="Put several rows into one window of max_length, without any seeing another."
+    )
+
+
+Task = Annotated[Classify | Pretrain | Sft, Field(discriminator="type")]
 
 
 class Train(Section):
@@ -59,8 +109,8 @@ class Train(Section):
     max_length: int | None = Field(
         None,
         ge=1,
-        description="Tokens a row is cut to; for a language model those of a window, and nothing is cut off. Left out: "
-        "the rows' 99.5th percentile, within the model's positions; for a language model 1,024 at most.",
+        description="Tokens of a row at most; what is longer is cut (sft: task.too_long; pretrain: into windows). "
+        "Left out: the rows' 99.5th percentile, within the model's positions; for pretraining 1,024 at most.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of training. auto: bfloat16 where the device computes in it."
@@ -68,6 +118,17 @@ class Train(Section):
     validations: int = Field(1, ge=1, description="How often an epoch scores the validation rows, evenly spread.")
     patience: int | None = Field(
         None, ge=1, description="Stop after this many validations without a better figure. Left out: train to the end."
+    )
+    best_by: MetricName | Literal["loss"] | None = Field(
+        None,
+        description="Figure of the validation rows by which the exported checkpoint is chosen. Left out: f1 for "
+        "classify, loss for sft.",
+    )
+    neftune: float | None = Field(
+        None, gt=0, description="NEFTune: noise of this size on the embeddings in training (Jain et al. 2023)."
+    )
+    checkpointing: Literal["auto", "always", "never"] = Field(
+        "auto", description="Compute activations twice to save memory. auto: when a single row does not fit otherwise."
     )
     seeds: int = Field(
         1, ge=1, le=20, description="Trainings with seeds from seed on; the first is kept, the others show the spread."

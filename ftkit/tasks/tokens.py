@@ -153,3 +153,9 @@ def _parts(text: str) -> Iterator[str]:
 
 def _kind(tokenizer: PreTrainedTokenizerBase) -> Any:
     return "<u2" if max(tokenizer.get_vocab().values()) < 2**16 else "<u4"
+
+
+def cut_text(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+    """The beginning of a text that has at most ``most`` tokens."""
+    starts = character_starts(tokenizer, text)
+    return text if len(starts) <= most else text[: starts[most]]

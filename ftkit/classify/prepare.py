@@ -1,0 +1,90 @@
+"""What training, evaluation and merge of a classifier share: how it reads a text, and its base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftkit.classify.reader import HeadReader, Reader, WordsReader, words_reader
+from ftkit.models.base import Loaded, load_classifier, load_language_model, load_tokenizer, weights_dtype
+from ftkit.models.hardware import Machine, training_dtype
+from ftkit.models.modules import named
+from ftkit.plan.labelled import LabelledPlan
+from ftkit.tasks.templates import load_chat
+
+
+def reader_of(plan: LabelledPlan) -> Reader:
+    """How the plan's model reads. Raises RecipeError for a chat template that cannot be trained with."""
+    trusted, words = plan.base.trust_remote_code, plan.task.words
+    if words is None:
+        return HeadReader(
+            load_tokenizer(plan.files, max_length=plan.max_length, trust_remote_code=trusted), plan.max_length
+        )
+    limit = plan.preflight.positions
+    folder = plan.loaded.path.resolve().parent
+    key = "task.words.template"
+    chat = load_chat(plan.files, words.template, folder, max_length=limit, trust_remote_code=trusted, key=key)
+    said = [(words.say or {}).get(label, label).strip() for label in plan.labels]
+    return words_reader(chat, words.prompt, said, max_length=plan.max_length, limit=limit)
+
+
+def load_base(plan: LabelledPlan, reader: Reader, *, seed: int, quantize: bool, machine: Machine) -> Loaded:
+    """The plan's base, with a fresh head where it has one; quantised as the adapter asks where ``quantize``."""
+    quantize = quantize and plan.adapter.quantize is not None
+    if isinstance(reader, WordsReader):
+        loaded = _decoder(plan, reader, seed=seed, quantize=quantize, machine=machine)
+    else:
+        loaded = _with_head(plan, reader, seed=seed, quantize=quantize, machine=machine)
+    loaded.model.to(machine.device)
+    return loaded
+
+
+def _decoder(plan: LabelledPlan, reader: WordsReader, *, seed: int, quantize: bool, machine: Machine) -> Loaded:
+    precision = plan.recipe.train.precision
+    return load_language_model(
+        plan.files,
+        "causal",
+        pad_token_id=reader.chat.pad_token_id,
+        dtype=weights_dtype(precision, machine, plan.adapter),
+        seed=seed,
+        trust_remote_code=plan.base.trust_remote_code,
+        quantize=quantize,
+        compute=training_dtype(precision, machine),
+        whole=plan.adapter.modules_to_save or (),
+        vocab=len(reader.tokenizer),
+    )
+
+
+def _with_head(plan: LabelledPlan, reader: Reader, *, seed: int, quantize: bool, machine: Machine) -> Loaded:
+    import torch
+
+    def load(skip: tuple[str, ...] | None) -> Loaded:
+        return load_classifier(
+            plan.files,
+            plan.labels,
+            multi_label=plan.task.multi_label,
+            pad_token_id=int(str(reader.tokenizer.pad_token_id)),
+            dtype=torch.float32,
+            seed=seed,
+            trust_remote_code=plan.base.trust_remote_code,
+            skip_quantising=skip,
+            compute=training_dtype(plan.recipe.train.precision, machine),
+        )
+
+    classifier = load(None)
+    if not quantize:
+        return classifier
+    # The head is known from a first, unquantised load; 4-bit weights cannot be told apart afterwards.
+    return load((*classifier.head, *named(classifier.model, plan.adapter.modules_to_save or ())))
+
+
+def labels_document(plan: LabelledPlan, reader: Reader, thresholds: tuple[float, ...] = ()) -> dict[str, Any]:
+    """labels.json: what a program needs to read the scores of the model beside it."""
+    document = {
+        "labels": list(plan.labels),
+        "multi_label": plan.task.multi_label,
+        "thresholds": list(thresholds),
+        "max_length": reader.max_length,
+    }
+    if isinstance(reader, WordsReader):
+        document["words"] = {"prompt": reader.prompt, "said": list(reader.said), "limit": reader.limit}
+    return document

@@ -1,0 +1,126 @@
+"""Merges the adapter of a language model, whatever it was trained on, and proves the result in a fresh process."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ftkit.console import Console
+from ftkit.errors import NotProved
+from ftkit.files import sha256_files, write_json, writing_folder
+from ftkit.merging import MARGIN, holds, shortfalls, stored_dtype, tolerance, write_merged
+from ftkit.models.adapters import Adapter
+from ftkit.models.hardware import peak_rss_mb
+from ftkit.models.locate import BaseFiles
+from ftkit.proof import Afresh, FreshProcess, HeldOutRows
+from ftkit.records import EvalReport, ModelScores, as_json
+from ftkit.rundir import RunDir
+from ftkit.tasks.language import Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_EVERY = -1.0  # a margin that every token has
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What was trained and measured.
+
+    ``model``: the adapter on its full-precision base, which is what is merged, and ``expected`` its scores;
+    ``measured``: those of the adapter as it was evaluated, on a quantised base where the recipe asks for one.
+    """
+
+    model: PreTrainedModel
+    expected: Scores
+    measured: Scores
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Adapter
+    files: BaseFiles
+    trust_remote_code: bool
+
+
+def merge_language(
+    run: RunDir,
+    report: EvalReport,
+    trained: Trained,
+    rows: HeldOutRows,
+    score: Callable[[Afresh], ModelScores],
+    *,
+    console: Console,
+    process: FreshProcess,
+) -> EvalReport:
+    """Merges, has a fresh process score the merged model on the test rows, and writes merge.json.
+
+    ``score`` makes metrics of what that process found. Returns the report with the merged model beside the adapter.
+    Raises NotProved where the merged model is not shown to be the adapter's; then there is no folder called merged.
+    """
+    started = time.perf_counter()
+    dtype = stored_dtype(trained.files)
+    with writing_folder(run.merged) as folder:
+        write_merged(trained.model, trained.tokenizer, folder, dtype)
+        seconds = time.perf_counter() - started
+        console.note("a fresh process scores the merged model from disk")
+        found = process.language(folder, rows, trust_remote_code=trained.trust_remote_code)
+        scores = score(found)
+        document = _document(run, report, trained, found, str(dtype).removeprefix("torch."))
+        document |= {
+            "base_sha256": trained.files.sha256(),
+            "peak_rss_mb": max(peak_rss_mb(), found.peak_rss_mb),
+            "seconds": round(seconds, 3),
+            "bytes_read": sum(path.stat().st_size for path in trained.files.weights()),
+            "bytes_written": sum(path.stat().st_size for path in folder.iterdir()),
+        }
+        if not document["passed"]:
+            write_json(run.merge, document)
+            raise NotProved("the merged model is not shown to be the trained one", shortfalls(document))
+    write_json(run.merge, document)
+    report = replace(report, models={**report.models, "merged": scores})
+    write_json(run.eval, as_json(report))
+    return report
+
+
+def _document(run: RunDir, report: EvalReport, trained: Trained, found: Afresh, dtype: str) -> dict[str, Any]:
+    """merge.json but for time, memory and the base's hash. The full-precision base plus adapter is compared with.
+
+    ``metric_diff``: by which share the perplexity changes, as perplexities of any size are rounded alike.
+    """
+    allowed = tolerance(dtype)
+    differences = _differences(trained.expected, found.scores, margin=MARGIN if dtype == "float32" else _EVERY)
+    tokens = sum(map(len, found.scores.best))
+    rise = math.expm1((found.scores.nll.sum() - trained.measured.nll.sum()) / tokens)
+    # Against quantised weights only a rise counts: full-precision weights may well score better.
+    metric_diff = rise if trained.adapter.quantize else abs(rise)
+    quantised = {"quantised": _differences(trained.measured, found.scores, margin=_EVERY)}
+    return {
+        "method": trained.adapter.type,
+        "dtype": dtype,
+        "unit": report.unit,
+        **differences,
+        "metric": "perplexity",
+        "metric_diff": metric_diff,
+        "tolerance": allowed,
+        "passed": holds({**differences, "metric_diff": metric_diff}, allowed),
+        "rows": len(found.scores.nll),
+        "tokens": tokens,
+        "adapter_sha256": sha256_files(sorted(run.adapter.glob("*.safetensors"))),
+        **(quantised if trained.adapter.quantize else {}),
+    }
+
+
+def _differences(expected: Scores, found: Scores, *, margin: float) -> dict[str, float]:
+    """The largest difference of a kept logit, and the share of the predicted tokens with the same likeliest token.
+
+    Where the two likeliest are nearer than ``margin``, rounding decides between them: such tokens do not count.
+    """
+    import numpy as np
+
+    same = np.concatenate([ours == theirs for ours, theirs in zip(expected.best, found.best, strict=True)])
+    clear = same[np.concatenate(expected.margins) > margin]
+    return {
+        "max_abs_logit_diff": float(np.abs(expected.logits - found.logits).max()),
+        "argmax_agreement": float(clear.mean()) if clear.size else 1.0,
+    }

@@ -1,0 +1,120 @@
+"""From encoded conversations to a trained adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ftkit.console import Console
+from ftkit.errors import Problem, RecipeError
+from ftkit.files import write_json
+from ftkit.models.base import Loaded, inference_mode, load_language_model, weights_dtype, with_new_adapter
+from ftkit.models.hardware import Machine, training_dtype
+from ftkit.plan import common
+from ftkit.plan.chat import AnsweredSide, ChatPlan
+from ftkit.records import as_json
+from ftkit.rundir import RunDir
+from ftkit.sft.exam import Exam
+from ftkit.tasks.answers import AnswerWindows
+from ftkit.tasks.batches import TRAINED_AT_ONCE
+from ftkit.tasks.language import Collate, keeps_apart
+from ftkit.train import Job, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_base(plan: ChatPlan, *, seed: int, quantize: bool, machine: Machine) -> Loaded:
+    """The plan's base on the machine's device, with room for the tokens that the template adds."""
+    loaded = load_language_model(
+        plan.files,
+        "causal",
+        pad_token_id=plan.chat.pad_token_id,
+        dtype=weights_dtype(plan.recipe.train.precision, machine, plan.adapter),
+        seed=seed,
+        trust_remote_code=plan.base.trust_remote_code,
+        quantize=quantize and plan.adapter.quantize is not None,
+        compute=training_dtype(plan.recipe.train.precision, machine),
+        whole=plan.adapter.modules_to_save or (),
+        vocab=len(plan.chat.tokenizer),
+    )
+    loaded.model.to(machine.device)
+    return loaded
+
+
+def check_packing(plan: ChatPlan, machine: Machine) -> None:
+    """Raises RecipeError where rows in one window would see each other: it depends on the model's attention."""
+    model = load_base(plan, seed=plan.recipe.train.seed, quantize=True, machine=machine).model
+    inference_mode(model)
+    answers = plan.sides["train"].answers
+    first, second = (answers[row].ids[: plan.max_length // 2] for row in (0, len(answers) - 1))
+    if not keeps_apart(model, first, second):
+        where, key = common.place(plan.loaded, "task", "packing")
+        message = f"the attention of {plan.files.name} lets packed rows see each other. Write false."
+        raise RecipeError.in_file(str(plan.loaded.path), [Problem(where, key, message)])
+
+
+def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, console: Console) -> None:
+    """Trains with ``seed`` and leaves ``adapter/`` (with the tokenizer and its template) and train.json in the folder.
+
+    Goes on from the last checkpoint in the folder. Raises as ``train.train`` does.
+    """
+    adapter, side = plan.adapter, plan.sides["train"]
+
+    def build() -> PreTrainedModel:
+        loaded = load_base(plan, seed=seed, quantize=True, machine=machine)
+        return with_new_adapter(loaded, adapter, new_tokens=plan.chat.added_ids)
+
+    windows = AnswerWindows(side.answers, packed=plan.task.packing, max_length=plan.max_length)
+    job = Job(
+        build=build,
+        adapted=True,
+        rows=windows,
+        lengths=windows.lengths,
+        places=lambda window: ", ".join(side.rows[row].where for row in windows.members(window)),
+        collate=Collate(plan.chat.pad_token_id),
+        loss=None,
+        validate=validator(plan),
+        best_by=plan.best_by,
+        lowest=plan.lowest,
+        section=plan.recipe.train,
+        tokenizer=plan.chat.tokenizer,
+        lr_ratio=adapter.lr_ratio,
+        tokens_at_once=TRAINED_AT_ONCE.get(machine.device),
+        converted=adapter.type == "lora" and adapter.init == "pissa",
+    )
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
+    plan.chat.tokenizer.save_pretrained(folder.adapter)
+    write_json(folder.train, as_json(summary))
+
+
+def exam_on(plan: ChatPlan, side: AnsweredSide) -> Exam:
+    """How every model of the plan is asked about a side."""
+    return Exam(plan.chat, side, plan.limit, plan.max_new_tokens, plan.recipe.eval, plan.recipe.train.seed)
+
+
+def validator(plan: ChatPlan) -> Callable[[PreTrainedModel], dict[str, float]] | None:
+    """A function that scores the validation rows as the test rows are scored; None without validation rows.
+
+    Loss in nats a token of the answers, and perplexity; a metric of generated answers only where it is chosen by.
+    """
+    if not len(plan.sides["valid"]):
+        return None
+    exam = exam_on(plan, plan.sides["valid"])
+    chosen = plan.best_by
+
+    def validate(model: PreTrainedModel) -> dict[str, float]:
+        inference_mode(model)
+        scores = exam.score(model)
+        loss = float(scores.nll.sum() / exam.tokens)
+        figures = {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+        if chosen != "loss" and chosen not in figures:
+            generated = exam.answer(model)
+            texts, ended = exam.texts([each.ids for each in generated]), [each.ended for each in generated]
+            found = exam.measured(scores.nll, texts, ended, metrics=(chosen,)).scores.metrics
+            figures |= {name: value for name, value in found.items() if value is not None}
+        return figures
+
+    return validate
