@@ -32,9 +32,10 @@ def save(model: PreTrainedModel, folder: Path, *, initial: Path | None) -> None:
 
 
 def save_start(model: PeftModel, folder: Path) -> None:
-    """Writes an untrained PiSSA adapter, for ``initial`` of ``save``."""
+    """Writes an untrained PiSSA adapter, for ``initial`` of ``save``, unless a training that goes on has it already."""
     model.peft_config["default"].init_lora_weights = True
-    model.save_pretrained(folder, **_ALONE)
+    if not folder.exists():
+        model.save_pretrained(folder, **_ALONE)
 
 
 def forget_base(model: PeftModel) -> None:

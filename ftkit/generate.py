@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ftkit.errors import DataError, Problem, RecipeError
-from ftkit.files import read_json
-from ftkit.merging import full_precision
-from ftkit.models.base import Loaded, inference_mode, load_language_model, load_tokenizer
+from ftkit.errors import DataError, Problem
+from ftkit.models.base import Loaded, inference_mode, load_tokenizer
 from ftkit.models.hardware import Machine
-from ftkit.models.locate import BaseFiles, locate
-from ftkit.predict import base_address
+from ftkit.models.locate import BaseFiles
 from ftkit.rundir import RunDir
 from ftkit.tasks.batches import chunks
 from ftkit.tasks.generation import generate
 from ftkit.tasks.tokens import start_token
+from ftkit.trained import Trained, trained_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,56 +87,29 @@ def load_generator(run: RunDir, machine: Machine) -> Generator:
 
     Raises RecipeError where nothing is trained yet, MachineError where the base is not to be had.
     """
-    folder = next((path for path in (run.merged, run.adapter, run.model) if path.is_dir()), None)
-    if folder is None:
-        fix = f"Train it first: ftkit run {run.recipe} --out {run.folder} --resume"
-        raise RecipeError(f"{run.folder} has no trained model", [Problem("", "RUN", fix)])
-    plan = read_json(run.plan)
-    length = int(plan["data"]["lengths"]["max_length"])
-    own = BaseFiles(str(folder), "folder", folder, None)
-    tokenizer = load_tokenizer(own, max_length=length)
-    pad = int(str(tokenizer.pad_token_id))
-    if folder == run.adapter:
-        adapter, base, vocab = plan["recipe"]["adapter"], _base(plan), len(tokenizer)
-
-        def load(quantize: bool) -> Loaded:
-            whole = adapter.get("modules_to_save") or ()
-            return _loaded(plan, base, pad, vocab=vocab, quantize=quantize, whole=whole)
-
-        model = full_precision(load, folder, loftq=adapter.get("init") == "loftq")
-    else:
-        model = _loaded(plan, own, pad).model
-    model.to(machine.device)
-    inference_mode(model)
-    return Generator(model, tokenizer, plan["recipe"]["task"]["objective"], length)
+    trained = trained_by(run)
+    length = int(trained.plan["data"]["lengths"]["max_length"])
+    objective = trained.plan["recipe"]["task"]["objective"]
+    tokenizer = load_tokenizer(trained.own, max_length=length)
+    model = trained.model(_loader(trained, tokenizer, machine), machine)
+    return Generator(model, tokenizer, objective, length)
 
 
 def load_base(run: RunDir, machine: Machine, generator: Generator) -> PreTrainedModel | None:
     """The run's base alone; None where there is none to compare with: from scratch, or without a head of its own."""
-    plan = read_json(run.plan)
-    if plan["base"]["ref"] is None:
+    trained = trained_by(run)
+    if trained.plan["base"]["ref"] is None:
         return None
-    loaded = _loaded(plan, _base(plan), int(str(generator.tokenizer.pad_token_id)))
+    loaded = _loader(trained, generator.tokenizer, machine)(trained.base(), False)
     if loaded.head:
         return None
-    loaded.model.to(machine.device)
     inference_mode(loaded.model)
     return loaded.model
 
 
-def _base(plan: dict[str, Any]) -> BaseFiles:
-    return locate(base_address(plan["base"]), Path.cwd(), weights=True)
-
-
-def _loaded(plan: dict[str, Any], files: BaseFiles, pad_token_id: int, **more: Any) -> Loaded:
-    import torch
-
-    return load_language_model(
-        files,
-        plan["recipe"]["task"]["objective"],
-        pad_token_id=pad_token_id,
-        dtype=torch.float32,
-        seed=0,
-        trust_remote_code=bool(plan["recipe"]["base"].get("trust_remote_code", False)),
-        **more,
-    )
+def _loader(
+    trained: Trained, tokenizer: PreTrainedTokenizerBase, machine: Machine
+) -> Callable[[BaseFiles, bool], Loaded]:
+    pad, vocab = int(str(tokenizer.pad_token_id)), len(tokenizer)
+    objective = trained.plan["recipe"]["task"]["objective"]
+    return trained.language_loader(objective, pad_token_id=pad, vocab=vocab, machine=machine)

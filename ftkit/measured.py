@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftkit.classify.free import free_answers
+from ftkit.classify.reader import WordsReader
+from ftkit.console import Console
 from ftkit.data.columns import to_examples
 from ftkit.data.section import Data
 from ftkit.data.source import read_rows
@@ -20,26 +23,33 @@ from ftkit.evals.classification import Scored, compare, score_classification
 from ftkit.evals.section import Average, Eval
 from ftkit.evals.thresholds import apply_thresholds
 from ftkit.files import read_json
+from ftkit.measured_answers import Difference, compare_chats, evaluate_chats
 from ftkit.measured_texts import compare_texts, evaluate_texts
 from ftkit.models.hardware import Machine
-from ftkit.predict import load_predictor
+from ftkit.predict import Predictor, load_predictor
 from ftkit.records import EvalReport, Example, Verdict
-from ftkit.rundir import RunDir, task_of
+from ftkit.rundir import RunDir, read_predictions, task_of
 from ftkit.tasks.classify import targets
+from ftkit.tasks.words import label_named
 
 if TYPE_CHECKING:
-    from ftkit.evals.statistics import Floats
+    from ftkit.evals.statistics import Bools, Floats
 
 _LISTED = 10
+_QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The test rows of a run and the adapter's probabilities on them [n, K], as predictions.jsonl has them."""
+    """The test rows of a run and the adapter's probabilities on them [n, K], as predictions.jsonl has them.
+
+    ``outside`` [n]: whether what a decoder wrote freely is no label; None of a head, which does not write.
+    """
 
     report: dict[str, Any]
     examples: tuple[Example, ...]
     probabilities: Floats
+    outside: Bools | None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -50,15 +60,15 @@ def read_measured(run: RunDir) -> Measured:
     """Reads eval.json and predictions.jsonl. Raises RecipeError where the run was not evaluated."""
     import numpy as np
 
-    if not run.eval.exists() or not run.predictions.exists():
-        fix = f"Go on with it first: ftkit run {run.recipe} --out {run.folder} --resume"
-        raise RecipeError(f"{run.folder} was not evaluated", [Problem("", "RUN", fix)])
-    with run.predictions.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = read_predictions(run)
     report = read_json(run.eval)
     examples = tuple(Example(row["id"], row["id"], row["input"], tuple(row["reference"])) for row in rows)
     found = np.array([[row["scores"][label] for label in report["labels"]] for row in rows])
-    return Measured(report, examples, found)
+    outside = None
+    if "said" in rows[0]:
+        words = list(read_json(run.plan)["data"]["words"].values())
+        outside = np.array([label_named(row["said"], words) is None for row in rows])
+    return Measured(report, examples, found, outside)
 
 
 def compare_runs(runs: Sequence[RunDir]) -> EvalReport:
@@ -74,7 +84,9 @@ def compare_runs(runs: Sequence[RunDir]) -> EvalReport:
         if task != tasks[names[0]]:
             message = f"its task is {task}, that of {names[0]} is {tasks[names[0]]}. Give runs of one task."
             raise DataError("the runs cannot be compared", [Problem("", name, message)])
-    if tasks[names[0]] != "classify":
+    if tasks[names[0]] == "sft":
+        return compare_chats(runs, names)
+    if tasks[names[0]] == "pretrain":
         return compare_texts(runs, names)
     measured = {name: read_measured(run) for name, run in zip(names, runs, strict=True)}
     first = measured[names[0]]
@@ -85,31 +97,49 @@ def compare_runs(runs: Sequence[RunDir]) -> EvalReport:
             )
             raise DataError("the runs cannot be compared", [Problem("", name, message)])
     scored = {
-        name: _scored(first, each.probabilities, tuple(each.report["thresholds"])) for name, each in measured.items()
+        name: _scored(
+            replace(first, probabilities=each.probabilities, outside=each.outside), tuple(each.report["thresholds"])
+        )
+        for name, each in measured.items()
     }
     comparison = {f"{name}_vs_{names[0]}": compare(scored[name], scored[names[0]]) for name in names[1:]}
     return _report(first, scored, comparison)
 
 
-def evaluate_again(run: RunDir, source: str | None, machine: Machine) -> tuple[EvalReport, float | None]:
+def evaluate_again(
+    run: RunDir, source: str | None, machine: Machine, console: Console = _QUIET
+) -> tuple[EvalReport, Difference | None]:
     """The run's model, as ``predict`` uses it, on the rows of ``source`` or, for None, on its own test rows.
 
-    For its own rows also the largest difference of a probability to the one that the run reported. Raises DataError for
-    rows that cannot be read or have a label outside the run's set.
+    For its own rows also how far it is from what the run reported. Raises DataError for rows that cannot be read or
+    have a label outside the run's set.
     """
     import numpy as np
 
-    if task_of(run) != "classify":
+    task = task_of(run)
+    if task == "sft":
+        return evaluate_chats(run, source, machine, console)
+    if task == "pretrain":
         return evaluate_texts(run, source, machine), None
     before = read_measured(run)
     examples = before.examples if source is None else _examples(run, before, source)
     predictor = load_predictor(run, machine)
     answers = predictor.predict(example.text for example in examples)
     found = np.array([list(answer["scores"].values()) for answer in answers])
-    now = Measured(before.report, examples, found)
     name = "merged" if run.merged.is_dir() else "adapter"
-    report = _report(now, {name: _scored(now, found, predictor.thresholds)}, {}, split=source or "test")
-    return report, None if source else float(np.abs(found - before.probabilities).max())
+    now = replace(before, examples=examples, probabilities=found, outside=_outside(predictor, examples, console))
+    scored = _scored(now, predictor.thresholds)
+    report = _report(now, {name: scored}, {}, split=source or "test")
+    return report, None if source else Difference(float(np.abs(found - before.probabilities).max()))
+
+
+def _outside(predictor: Predictor, examples: Sequence[Example], console: Console) -> Bools | None:
+    """Whether what a decoder writes freely to each text is no label [n]; None for a head, which does not write."""
+    if not isinstance(predictor.reader, WordsReader):
+        return None
+    prompts = predictor.reader.rows([example.text for example in examples])
+    says = free_answers(predictor.reader, predictor.model, prompts, console, "the model")
+    return None if says is None else says.outside
 
 
 def _task_measured(run: RunDir) -> str:
@@ -133,7 +163,7 @@ def _examples(run: RunDir, measured: Measured, source: str) -> tuple[Example, ..
     rows = read_rows(source, Path.cwd(), quoting=data.quoting, hub_split="test")
     examples = to_examples(rows, source, data, multi_label=multi_label).examples
     problems = [
-        Problem(example.where, "label", _outside(label, measured.labels))
+        Problem(example.where, "label", _stranger(label, measured.labels))
         for example in examples
         for label in example.labels
         if label not in measured.labels
@@ -143,13 +173,13 @@ def _examples(run: RunDir, measured: Measured, source: str) -> tuple[Example, ..
     return examples
 
 
-def _outside(label: str, labels: Sequence[str]) -> str:
+def _stranger(label: str, labels: Sequence[str]) -> str:
     hint = did_you_mean(label, labels)
     return " ".join(filter(None, (f"{label!r} is no label of the run ({', '.join(labels)}).", hint, "Correct it.")))
 
 
-def _scored(measured: Measured, found: Floats, thresholds: tuple[float, ...]) -> Scored:
-    report, multi_label = measured.report, bool(measured.report["multi_label"])
+def _scored(measured: Measured, thresholds: tuple[float, ...]) -> Scored:
+    report, found, multi_label = measured.report, measured.probabilities, bool(measured.report["multi_label"])
     average: Average = report["metrics_average"]
     return score_classification(
         targets(measured.examples, measured.labels, multi_label=multi_label),
@@ -159,6 +189,7 @@ def _scored(measured: Measured, found: Floats, thresholds: tuple[float, ...]) ->
         multi_label=multi_label,
         settings=Eval(average=average),
         seed=int(report["seed"]),
+        outside=measured.outside,
     )
 
 

@@ -16,7 +16,7 @@ from ftkit.files import read_json
 from ftkit.generate import load_base, load_generator
 from ftkit.models.hardware import Machine
 from ftkit.records import EvalReport, Verdict
-from ftkit.rundir import RunDir
+from ftkit.rundir import RunDir, read_predictions
 from ftkit.tasks import masked
 from ftkit.tasks.heldout import HeldOut, held_out, score_held_out
 from ftkit.tasks.tokens import tokenise
@@ -63,7 +63,7 @@ def compare_texts(runs: Sequence[RunDir], names: Sequence[str]) -> EvalReport:
     Where their tokenizers cut the texts alike, by windows; else by documents and in bits per byte alone, which does not
     depend on the tokenizer. Raises DataError where they were not measured on the same texts.
     """
-    rows = {name: _read(run) for name, run in zip(names, runs, strict=True)}
+    rows = {name: read_predictions(run) for name, run in zip(names, runs, strict=True)}
     reports = {name: read_json(run.eval) for name, run in zip(names, runs, strict=True)}
     first = names[0]
     for name in names:
@@ -89,14 +89,6 @@ def compare_texts(runs: Sequence[RunDir], names: Sequence[str]) -> EvalReport:
         gate=Verdict(passed=True),
         unit="window" if alike else "document",
     )
-
-
-def _read(run: RunDir) -> list[dict[str, Any]]:
-    if not run.eval.exists() or not run.predictions.exists():
-        fix = f"Go on with it first: ftkit run {run.recipe} --out {run.folder} --resume"
-        raise RecipeError(f"{run.folder} was not evaluated", [Problem("", "RUN", fix)])
-    with run.predictions.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def _scored(rows: Sequence[dict[str, Any]], *, alike: bool, seed: int) -> ScoredWindows:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.classify.reader import HeadReader, Reader, WordsReader
 from ftkit.errors import Problem, RecipeError
 from ftkit.evals.thresholds import apply_thresholds
 from ftkit.files import read_json
-from ftkit.models.base import (
-    inference_mode,
-    load_classifier,
-    load_language_model,
-    load_tokenizer,
-    with_saved_adapter,
-)
+from ftkit.models.base import Loaded, load_classifier, load_tokenizer
 from ftkit.models.hardware import Machine
-from ftkit.models.locate import BaseFiles, locate
+from ftkit.models.locate import BaseFiles
 from ftkit.rundir import RunDir
 from ftkit.tasks.batches import chunks
 from ftkit.tasks.classify import label_names, probabilities
 from ftkit.tasks.templates import load_chat
+from ftkit.trained import Trained, trained_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,19 +51,18 @@ def load_predictor(run: RunDir, machine: Machine) -> Predictor:
 
     Raises RecipeError where the run has no adapter, MachineError where the base is not to be had.
     """
-
-    folder = run.merged if run.merged.is_dir() else run.adapter
-    if not (folder / "labels.json").exists():
-        fix = f"Train it first: ftkit run {run.recipe} --out {run.folder} --resume"
-        raise RecipeError(f"{run.folder} has no trained adapter", [Problem("", "RUN", fix)])
-    facts, plan = read_json(folder / "labels.json"), read_json(run.plan)
-    own = BaseFiles(str(folder), "folder", folder, None)
-    reader = _reader(own, facts)
-    files = own if folder == run.merged else locate(base_address(plan["base"]), Path.cwd(), weights=True)
-    base = _base(files, facts, reader, trusted=bool(plan["recipe"]["base"]["trust_remote_code"]))
-    model = base if folder == run.merged else with_saved_adapter(base, run.adapter)
-    model.to(machine.device)
-    inference_mode(model)
+    trained = trained_by(run)
+    if not (trained.folder / "labels.json").exists():
+        fix = f"Go on with it first: ftkit run {run.recipe} --out {run.folder} --resume"
+        raise RecipeError(f"{run.folder} is not trained to its end", [Problem("", "RUN", fix)])
+    facts = read_json(trained.folder / "labels.json")
+    reader = _reader(trained.own, facts)
+    if isinstance(reader, WordsReader):
+        pad, vocab = reader.chat.pad_token_id, len(reader.tokenizer)
+        load = trained.language_loader("causal", pad_token_id=pad, vocab=vocab, machine=machine)
+    else:
+        load = _with_head(trained, facts, reader)
+    model = trained.model(load, machine)
     return Predictor(model, reader, tuple(facts["labels"]), facts["multi_label"], tuple(facts["thresholds"]))
 
 
@@ -83,23 +76,21 @@ def _reader(own: BaseFiles, facts: dict[str, Any]) -> Reader:
     return WordsReader(chat, words["prompt"], tuple(words["said"]), length, limit)
 
 
-def _base(files: BaseFiles, facts: dict[str, Any], reader: Reader, *, trusted: bool) -> PreTrainedModel:
+def _with_head(trained: Trained, facts: dict[str, Any], reader: Reader) -> Callable[[BaseFiles, bool], Loaded]:
+    """What loads a classifier, quantised but for the modules that the adapter holds whole, of which the head is one."""
     import torch
 
-    settings: dict[str, Any] = {
-        "pad_token_id": int(str(reader.tokenizer.pad_token_id)),
-        "dtype": torch.float32,
-        "seed": 0,
-        "trust_remote_code": trusted,
-    }
-    if isinstance(reader, WordsReader):
-        return load_language_model(files, "causal", vocab=len(reader.tokenizer), **settings).model
-    return load_classifier(files, facts["labels"], multi_label=facts["multi_label"], **settings).model
+    def load(files: BaseFiles, quantize: bool) -> Loaded:
+        whole = read_json(trained.folder / "adapter_config.json")["modules_to_save"] if quantize else None
+        return load_classifier(
+            files,
+            facts["labels"],
+            multi_label=facts["multi_label"],
+            pad_token_id=int(str(reader.tokenizer.pad_token_id)),
+            dtype=torch.float32,
+            seed=0,
+            trust_remote_code=trained.trusted,
+            skip_quantising=whole,
+        )
 
-
-def base_address(base: dict[str, Any]) -> str:
-    """Where the base of plan.json is: its folder, or its hub id at the commit that was trained on."""
-    if base["folder"]:
-        return str(base["folder"])
-    name = str(base["ref"]).partition("@")[0]
-    return f"{name}@{base['revision']}" if base["revision"] else str(base["ref"])
+    return load

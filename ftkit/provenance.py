@@ -36,3 +36,8 @@ def run_command(recipe: str, overrides: Sequence[str]) -> str:
     for override in overrides:
         words += ["--set", override]
     return shlex.join(words)
+
+
+def recipe_of(command: str) -> str:
+    """The recipe of a command line that ``run_command`` made."""
+    return shlex.split(command)[2]

@@ -49,6 +49,16 @@ class Conversation(Example):
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be answered: all ``turns`` before the answer. ``where`` and ``text`` are those of a Conversation."""
+
+    where: str
+    text: str
+    turns: tuple[Turn, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """A value that the recipe left open and ftkit chose: printed, and kept in plan.json."""
 

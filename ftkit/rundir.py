@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.files import read_json, sha256_file, write_json, write_text
@@ -208,3 +209,12 @@ def read_log(path: Path) -> list[dict[str, object]]:
         except ValueError:
             break
     return rows
+
+
+def read_predictions(run: RunDir) -> list[dict[str, Any]]:
+    """The lines of predictions.jsonl. Raises RecipeError where the run was not evaluated."""
+    if not run.eval.exists() or not run.predictions.exists():
+        fix = f"Go on with it first: ftkit run {run.recipe} --out {run.folder} --resume"
+        raise RecipeError(f"{run.folder} was not evaluated", [Problem("", "RUN", fix)])
+    with run.predictions.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

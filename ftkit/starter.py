@@ -1,4 +1,4 @@
-"""A first recipe for data: which columns it takes, and the recipe's text. Labelled rows, or texts alone."""
+"""A first recipe for data: which columns it takes, and the recipe's text. Labelled rows, conversations, or texts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from itertools import islice
 from pathlib import Path
 
 from ftkit.data.columns import KNOWN, Role
+from ftkit.data.forms import KNOWN_ROLES, find_form
+from ftkit.data.nested import items
 from ftkit.data.rows import RawRow, data_error
+from ftkit.data.section import Columns
 from ftkit.data.source import read_rows
-from ftkit.errors import Problem
+from ftkit.errors import DataError, Problem
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 TEXT_BASE = "ftkit/tiny-lm"
@@ -20,13 +23,17 @@ _MOST_LABELS = 12  # that are spelled out in a recipe
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the first rows of a source show: its columns, and the likeliest column for each role."""
+    """What the first rows of a source show: its columns, and the likeliest column for each role.
+
+    ``answers``: the data.columns with which the rows are prompts with answers or conversations; None: they are not.
+    """
 
     source: str
     columns: tuple[str, ...]
     rows: tuple[RawRow, ...]
     text: str
     label: str | None
+    answers: Columns | None
 
     def labels(self, column: str) -> list[str]:
         """The different values of a column, sorted as text."""
@@ -35,19 +42,25 @@ class Look:
 
 
 def look(source: str) -> Look:
-    """Reads the first rows of a source; ``label`` is None where there is text alone. Raises DataError for neither."""
+    """Reads the first rows of a source; ``label`` is None where there is text alone. Raises DataError for neither.
+
+    Rows with a label by the name of its column are no conversations, but for one beside no text (Dolly's category).
+    """
     rows = tuple(islice(read_rows(source, Path.cwd()), _LOOKED_AT))
     columns = tuple(dict.fromkeys(name for row in rows for name in row.values))
-    if not columns or (len(columns) == 1 and _known("text", columns) is None):
+    known = _known("label", columns)
+    labelled = known is not None and (known.lower() in ("label", "labels") or _known("text", columns) is not None)
+    answers = None if labelled else _answers(rows, columns, source)
+    if answers is None and (not columns or (len(columns) == 1 and _known("text", columns) is None)):
         only = f"the only column is {columns[0]}" if columns else "there is no column"
         message = f"{only}. A text and a label are needed, or a column named text alone."
         raise data_error(source, [Problem("", "", message)])
     if len(columns) == 1:
-        return Look(source, columns, rows, columns[0], None)
+        return Look(source, columns, rows, columns[0], None, answers)
     text = _known("text", columns) or max(columns, key=lambda name: _length(rows, name))
     others = [name for name in columns if name != text]
     label = _known("label", others) or min(others, key=lambda name: _variety(rows, name))
-    return Look(source, columns, rows, text, label)
+    return Look(source, columns, rows, text, label, answers)
 
 
 def recipe_text(found: Look, *, name: str, base: str, text: str, label: str) -> str:
@@ -87,11 +100,45 @@ def text_recipe(found: Look, *, name: str, base: str) -> str:
     )
 
 
+def chat_recipe(found: Look, columns: Columns, *, name: str, base: str) -> str:
+    """A recipe for prompts with answers, or conversations, that ``ftkit check`` takes."""
+    named = [f"{role}: {_scalar(column)}" for role, column in columns.model_dump(exclude_none=True).items()]
+    listed = f"  columns: {{{', '.join(named)}}}\n" if named else ""
+    return (
+        f"# Answers as in {found.source}. Check it: ftkit check {name}.yaml. Make it: ftkit run {name}.yaml\n"
+        f"name: {_scalar(name)}\n"
+        f"base: {_scalar(base)}\n"
+        "task: {type: sft}\n"
+        "data:\n"
+        f"  train: {_scalar(found.source)}\n"
+        "  valid: 10%        # to choose the checkpoint on\n"
+        "  test: 20%         # to measure on; better: a file of its own\n"
+        f"{listed}"
+        "adapter: lora       # ftkit adapters lists the presets\n"
+        "train: {epochs: 3, batch_size: 8}\n"
+        "gate: {perplexity: {beat: baseline}}   # merged only if it finds unseen answers likelier than its base does\n"
+    )
+
+
 def recipe_name(source: str) -> str:
     """A name that a recipe may have, from that of a source."""
     stem = Path(source.rstrip("/")).name.split(".")[0].lower()
     kept = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "-_") else "-" for sign in stem).strip("-_")
     return kept[:64] or "mine"
+
+
+def _answers(rows: Sequence[RawRow], columns: Sequence[str], source: str) -> Columns | None:
+    """The data.columns with which the rows are conversations: none, or the first of several answers."""
+    parts = islice(items(rows, columns), _LOOKED_AT)
+    available = list(dict.fromkeys(name for part in parts for name in part.values))
+    several = [name for name in available if name.lower() in KNOWN_ROLES["completion"]]
+    for tried in (Columns(), *(Columns(completion=name) for name in several[:1])):
+        try:
+            find_form(available, tried, None, shown=source)
+        except DataError:
+            continue
+        return tried
+    return None
 
 
 def _known(role: Role, columns: Sequence[str]) -> str | None:

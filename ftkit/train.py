@@ -146,7 +146,7 @@ class _Training:
             )
         if self.job.adapted:
             checkpoints.forget_base(model)
-        if self.job.converted and not self.initial.exists():
+        if self.job.converted:
             checkpoints.save_start(model, self.initial)
         set_seed(self.seed)
         if torch.cuda.is_available():
@@ -271,7 +271,12 @@ class _Training:
         best_file = self.run.checkpoints / "best.json"
         if not self.best_note and best_file.exists():
             self.best_note = json.loads(best_file.read_text(encoding="utf-8"))
-        value = figures[self.job.best_by]
+        value = figures.get(self.job.best_by)
+        if value is None:
+            fix = (
+                f"{self.job.best_by} is undefined on the validation rows. Write another figure, or a larger data.valid."
+            )
+            raise TrainingFailed("no checkpoint can be chosen", [Problem("", "train.best_by", fix)])
         before = self.best_note.get("value")
         better = before is None or (value < before if self.job.lowest else value > before)
         if better:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.conversations import make_decoder
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The same examples each time where a failure must be looked into later; new ones at every run at home.
 settings.register_profile("ci", derandomize=True)
@@ -35,6 +37,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in needing:
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory: pytest.TempPathFactory):
+    """A function from a name to the folder of a pico decoder that can chat, or learn to."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = make_decoder(tmp_path_factory.mktemp(name), name)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Models this small wait longer for threads than they compute, here and in the processes that are started."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 GOOD = ["great", "lovely", "superb", "delightful", "fine"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,9 +29,9 @@ LAYERS = (
     ("report", "train_watch", "train_arguments", "checkpoints", "merging", "proof"),
     ("train", "merge_language"),
     ("card", "classify", "pretrain", "sft"),
-    ("predict",),
-    ("generate",),
-    ("measured_texts",),
+    ("trained",),
+    ("predict", "generate", "answer"),
+    ("measured_texts", "measured_answers"),
     ("measured", "pipeline", "starter"),
     ("cli",),
     ("__main__",),
@@ -46,6 +47,16 @@ base: {init: llama, layers: 1, hidden: 64, vocab: 512, positions: 64}
 task: {type: pretrain}
 data: {train: {docstrings: [json]}, valid: 20%, test: 20%}
 train: {epochs: 0.5, batch_size: 4}
+"""
+ANSWERS = """\
+name: answers
+base: ftkit/tiny-lm
+task: {type: sft, max_untrained: 50%}
+data: {train: answers.jsonl, valid: 20%, test: 20%}
+adapter: {type: lora, r: 4}
+train: {epochs: 1, batch_size: 8}
+eval: {metrics: [exact_match, perplexity], max_new_tokens: 4}
+merge: false
 """
 
 
@@ -115,15 +126,38 @@ def test_no_module_is_long(path):
 )
 def test_what_answers_at_once_imports_nothing_heavy(words, recipe):
     recipe().with_name("scratch.yaml").write_text(FROM_SCRATCH, encoding="utf-8")
+    assert heavy_imports(words) <= {"numpy", "pyarrow"}
+
+
+def test_a_check_of_conversations_loads_a_tokenizer_and_no_trainer(recipe):
+    """AutoTokenizer, which alone is sure to make the tokenizer of the run, imports torch and accelerate."""
+    path = recipe().with_name("answers.yaml")
+    path.write_text(ANSWERS, encoding="utf-8")
+    write_answers(path.with_name("answers.jsonl"))
+    assert heavy_imports(["check", "answers.yaml"]) <= {"numpy", "pyarrow", "transformers", "torch", "accelerate"}
+
+
+def heavy_imports(words: list[str]) -> set[str]:
+    """The heavy libraries that a command has imported when it ends well."""
     code = (
         "import sys; from ftkit.cli import main; sys.argv = ['ftkit', *sys.argv[1:]]\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        f"heavy = sorted(set(sys.modules) & {set(HEAVY - {'numpy', 'pyarrow'})!r})\n"
-        "assert not heavy, heavy"
+        "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return HEAVY.intersection(done.stdout.splitlines()[-1].split())
+
+
+def write_answers(path: Path) -> None:
+    """Conversations; a few have an answer that is not to be learned."""
+    lines = []
+    for number in range(40):
+        asked = {"role": "user", "content": f"What comes after {number}?"}
+        answer = {"role": "assistant", "content": f"{number + 1}.", "weight": int(number % 8 > 0)}
+        lines.append(json.dumps({"messages": [asked, answer]}))
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def test_importing_ftkit_changes_no_environment():
@@ -165,7 +199,11 @@ def test_every_recipe_key_is_read_by_what_does_the_work(recipe, tmp_path, monkey
     masked = FROM_SCRATCH.replace("init: llama", "init: bert").replace("pretrain", "pretrain, objective: masked")
     adapters = ("{type: lora, r: 4}", "{type: ia3}")
     texts = [recipe(adapter=adapter, **short).read_text(encoding="utf-8") for adapter in adapters]
-    texts += [FROM_SCRATCH, masked]
+    words = ANSWERS.replace("{type: sft, max_untrained: 50%}", "{type: classify, words: {}}")
+    words = words.replace("train: answers.jsonl, valid: 20%", "train: test.csv, valid: 10%")
+    words = words.replace("exact_match, perplexity], max_new_tokens: 4", "out_of_label]")
+    texts += [FROM_SCRATCH, masked, ANSWERS, words]
+    write_answers(tmp_path / "answers.jsonl")
     monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "cache"))  # what is found there needs no key to be read
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     with warnings.catch_warnings():

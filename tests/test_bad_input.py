@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -22,6 +23,11 @@ SOUND = {
     "data": "{train: train.csv, test: test.csv}",
     "adapter": "lora",
 }
+# Written where a case's recipe names them and its files do not hold them.
+PAIRS = {
+    "train.jsonl": [{"question": f"What is {number}?", "answer": f"It is {number}."} for number in range(6)],
+    "test.jsonl": [{"question": "Which is it?", "answer": "This."}, {"question": "Where is it?", "answer": "There."}],
+}
 # What a run says of its own accord before it refuses: stages, notes, and warnings about the data.
 _PROGRESS = re.compile(r"^(\[.*|          .*|warning: .*)\n", re.MULTILINE)
 
@@ -36,6 +42,9 @@ def prepare(folder: Path, case: dict[str, Any], base: Path) -> None:
     kept = [f"{key}: {value}" for key, value in SOUND.items() if not any(line.startswith(f"{key}:") for line in lines)]
     recipe = case.get("recipe", "\n".join([*kept, *lines]) + "\n")
     (folder / "recipe.yaml").write_text(recipe.replace("{base}", str(base)), encoding="utf-8")
+    for name, rows in PAIRS.items():
+        if name in recipe and name not in case.get("files", {}):
+            (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     for name, text in case.get("files", {}).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text.replace("{train}", train.read_text()), encoding="utf-8")

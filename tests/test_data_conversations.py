@@ -335,8 +335,9 @@ def test_the_pieces_of_a_template():
     ("prompt", "message"),
     [
         ("{qestion}", "no column is named qestion. Did you mean question? Columns here: question, answer."),
-        ("Say {question", "character 5 is a single {. Write {{ for a brace."),
-        ("Say question}", "character 13 is a single }. Write }} for a brace."),
+        ("Say {question", "character 5 is a { without its }. Add it, or write {{ for a brace."),
+        ("Say question}", "character 13 is a } without its {. Add it, or write }} for a brace."),
+        ("Say {}", "characters 5 and 6 name no column. Write one between the braces."),
         (
             "{answer} {question}",
             "answer is the answer (data.columns.completion). Name another column in one of the two.",
@@ -471,7 +472,7 @@ def test_all_bad_rows_are_named_at_once():
         "error: d/a.jsonl has 10 problems",
         """  line 2    messages   got 'Hi'. Write a list of turns: [{"role": "user", "content": …}, …].""",
         "  line 3    messages   no turn is the assistant's, so there is no answer to learn. Add one, or remove the row.",
-        "  line 4    messages   the last turn is of the user. End with the assistant's turn, or remove the row.",
+        "  line 4    messages   the last turn is the user's. End with the assistant's turn, or remove the row.",
         "  line 5    messages   turn 3 is a system turn, which only the first can be. Move it to the start.",
         "  line 6    messages   its first turn and the column system are both system turns. Keep one of them.",
         "  line 7    system     got 5, which is no text. Write it in quotes, or name another column.",

@@ -8,15 +8,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from ftkit.errors import MachineError
 from ftkit.models.adapters import Ia3, Lora
-from ftkit.models.base import inference_mode, load_classifier, load_tokenizer, with_new_adapter, with_saved_adapter
+from ftkit.models.base import (
+    inference_mode,
+    load_classifier,
+    load_language_model,
+    load_tokenizer,
+    with_new_adapter,
+    with_saved_adapter,
+)
 from ftkit.models.locate import BaseFiles, locate
 from ftkit.tasks.classify import encode, score
 from ftkit.tasks.probe import features
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, pico_config
 
 TEXTS = ["the film was great", "we found the soup awful and the waiter poor and the menu very dreadful", "it was", "a"]
 ADAPTERS = {
@@ -166,8 +173,31 @@ def test_the_offline_package_is_found_and_a_missing_base_is_told(tmp_path):
 
 def test_predict_asks_for_the_commit_that_was_trained_on():
     """A branch moves on; an adapter on a newer base would be another model."""
-    from ftkit.predict import base_address
+    from ftkit.trained import base_address
 
     assert base_address({"ref": "org/model@main", "folder": None, "revision": "4f2c"}) == "org/model@4f2c"
     assert base_address({"ref": "org/model", "folder": None, "revision": None}) == "org/model"
     assert base_address({"ref": "./mini", "folder": "/data/mini", "revision": None}) == "/data/mini"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_encoder_is_not_trained_to_go_on_with_text(family, whole, tmp_path):
+    """It loads as a causal model, and would see what it is to predict."""
+    kind = AutoModelForMaskedLM if whole else AutoModel
+    kind.from_config(pico_config(family)).save_pretrained(tmp_path)
+    with pytest.raises(MachineError, match="pico is an encoder") as caught:
+        load_language_model(files(tmp_path), "causal", pad_token_id=0, dtype=torch.float32, seed=0)
+    fix = "It sees the tokens that it would be trained to predict. Name a decoder, such as a Llama or a Qwen."
+    assert [problem.message for problem in caught.value.problems] == [fix]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_a_decoder_without_its_head_is_no_language_model(family, tmp_path):
+    config = pico_config(family)
+    config.tie_word_embeddings = False
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(MachineError, match="pico is no whole language model") as caught:
+        load_language_model(files(tmp_path), "causal", pad_token_id=0, dtype=torch.float32, seed=0)
+    (problem,) = caught.value.problems
+    assert problem.message == "It lacks lm_head.weight. Name a base that was trained to predict text."

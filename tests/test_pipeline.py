@@ -325,3 +325,13 @@ def test_other_seeds_show_the_spread_and_change_nothing_else(recipe, tmp_path):
     assert "lowest to highest" in (folder / "report.html").read_text(encoding="utf-8")
     assert "lowest to highest" in (folder / "README.md").read_text(encoding="utf-8")
     assert not list(folder.rglob("checkpoints"))
+
+
+def test_a_figure_that_the_validation_rows_leave_undefined_chooses_no_checkpoint(recipe, tmp_path):
+    path = recipe(train="{epochs: 1, batch_size: 32, best_by: roc_auc}")
+    write_csv(tmp_path / "valid.csv", [row for row in sentences(24, 2) if row[1] == "good"])
+    with pytest.raises(TrainingFailed, match="no checkpoint can be chosen") as caught:
+        run(Request(path, out=tmp_path / "out"), QUIET)
+    (problem,) = [problem for problem in caught.value.problems if problem.subject == "train.best_by"]
+    message = "roc_auc is undefined on the validation rows. Write another figure, or a larger data.valid."
+    assert problem.message == message

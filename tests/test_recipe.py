@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -104,10 +105,12 @@ def one(section: str, line: str, subject: str, message: str, place: str = "line 
     return pytest.param(section, line, (place, subject, message), id=f"{subject}: {line}"[:60])
 
 
-ADAPTER_KEYS = "Keys here: alpha, dora, dropout, init, lr_ratio, modules_to_save, preset, quantize, r, rslora, targets, type."
+ADAPTER_KEYS = (
+    "Keys here: alpha, dora, dropout, init, lr_ratio, modules_to_save, preset, quantize, r, rslora, targets, type."
+)
 TRAIN_KEYS = (
-    "Keys here: batch_size, epochs, learning_rate, max_length, patience, precision, schedule, seed, seeds, "
-    "validations, warmup, weight_decay."
+    "Keys here: batch_size, best_by, checkpointing, epochs, learning_rate, max_length, neftune, patience, precision, "
+    "schedule, seed, seeds, validations, warmup, weight_decay."
 )
 TOP_KEYS = "Keys here: adapter, base, data, eval, gate, merge, name, task, train."
 PRESETS = "Presets: dora, ia3, loftq, lora, loraplus, pissa, qlora, rslora."
@@ -127,11 +130,11 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "task",
             "task: {type: clasify}",
             "task.type",
-            "got 'clasify'. Did you mean classify? Choices: classify, pretrain.",
+            "got 'clasify'. Did you mean classify? Choices: classify, pretrain, sft.",
         ),
         one("task", "task: {}", "task.type", 'missing. Write a line such as "type: classify".'),
         one("task", "task: classify", "task", "got 'classify'. Write {type: classify}."),
-        one("task", "task: [a]", "task", "got [a]. Write {type: classify} or {type: pretrain}."),
+        one("task", "task: [a]", "task", "got [a]. Write {type: classify}, {type: pretrain} or {type: sft}."),
         one(
             "task",
             "task: {type: classify, class_weights: balnced}",
@@ -142,7 +145,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "task",
             "task: {type: classify, class_weights: 3}",
             "task.class_weights",
-            "got 3. Write balanced or none or keys and values.",
+            "got 3. Write balanced, none or keys and values.",
         ),
         one(
             "task",
@@ -182,7 +185,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
         one("base", "base: 3", "base", 'got 3. Write "3" in quotes.'),
         one("base", "base: a b", "base", f"got 'a b'. {HUB_ID}"),
         one("base", "base: {model: org/x@}", "base.model", f"got 'org/x@'. {HUB_ID}"),
-        one("base", "base: [a]", "base", "got [a]. Write text or {model: …} or {init: …}."),
+        one("base", "base: [a]", "base", "got [a]. Write text, {model: …} or {init: …}."),
         one(
             "base",
             "base: {trust_remote_code: true}",
@@ -200,7 +203,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "data",
             "data: {train: []}",
             "data.train",
-            "got []. Write text or {docstrings: …} or a list of these, at least one.",
+            "got []. Write text, {docstrings: …} or a list of these, at least one.",
         ),
         one("data", "data: {train: [a.csv, 5]}", "data.train[1]", 'got 5. Write "5" in quotes.'),
         one("data", "data: {}", "data.train", 'missing. Write a line such as "train: data/train.csv".'),
@@ -319,8 +322,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "train",
             "train:",
             "train",
-            "got nothing. Write keys and values (keys: batch_size, epochs, learning_rate, max_length, patience, "
-            "precision, schedule, seed, seeds, validations, warmup, weight_decay), or remove the key.",
+            f"got nothing. Write keys and values ({TRAIN_KEYS.lower()[:-1].replace(' here', '')}), or remove the key.",
             "line 6",
         ),
         one(
@@ -344,7 +346,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "eval",
             "eval: {metrics: [f1, f2]}",
             "eval.metrics[1]",
-            "got 'f2'. Choices: accuracy, ece, f1, log_loss, mcc, precision, recall, roc_auc.",
+            "got 'f2'. Choices: accuracy, ece, f1, log_loss, mcc, out_of_label, precision, recall, roc_auc.",
             "line 6",
         ),
         one(
@@ -358,7 +360,7 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "gate",
             "gate: {f2: {min: 1}}",
             "gate.f2",
-            "unknown key. Keys here: accuracy, ece, f1, log_loss, mcc, precision, recall, roc_auc.",
+            "unknown key. Keys here: accuracy, ece, f1, log_loss, mcc, out_of_label, precision, recall, roc_auc.",
             "line 6",
         ),
         one("gate", "gate: {f1: {}}", "gate.f1", "sets no condition. Give min, max or beat.", "line 6"),
@@ -719,7 +721,7 @@ def test_every_required_key_has_an_example() -> None:
 
 def test_synonyms_lead_to_keys() -> None:
     names = {step for path in recipe_keys().paths for step in path}
-    assert set(SYNONYMS.values()) <= names | {"min", "max", *METRICS_OF["classify"], *METRICS_OF["pretrain"]}
+    assert set(SYNONYMS.values()) <= names | {"min", "max", *METRICS_OF, *itertools.chain(*METRICS_OF.values())}
     assert not {word for word, key in SYNONYMS.items() if word == key}
 
 
@@ -730,6 +732,8 @@ GOOD = [
     with_line("base", "base: {model: a/b}") + "gate: {f1: {min: 0.8, beat: baseline}}\n",
     MINIMAL + "train: {epochs: 3, learning_rate: 5e-4}\neval: {metrics: [f1], average: macro}\nmerge: false\n",
     with_line("task", "task: {type: classify, class_weights: {a: 1.5}}"),
+    with_line("task", "task: {type: classify, words: {say: {a: bad}}}"),
+    with_line("task", "task: {type: sft, train_on: all, max_untrained: 2.5%}"),
 ]
 BAD = [
     with_line("adapter", "adapter: {preset: lora, rank: 8}"),
@@ -740,6 +744,9 @@ BAD = [
     MINIMAL + "seed: 3\n",
     MINIMAL + "gate: {f2: {min: 0.8}}\n",
     MINIMAL + "train: {epochs: 0}\n",
+    with_line("task", "task: {type: classify, words: {say: {a: 1}}}"),
+    with_line("task", "task: {type: classify, train_on: all}"),
+    with_line("task", "task: {type: sft, max_untrained: 2}"),
     "name: x\n",
 ]
 

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkit.data.section import Docstrings
+from ftkit.evals.section import METRICS_OF
 from ftkit.recipe.editor import json_schema
 from ftkit.recipe.page import markdown
-from ftkit.recipe.rules import OF_ONE_TASK
+from ftkit.recipe.rules import READ_BY
+from ftkit.recipe.tree import Key
 from ftkit.recipe.yaml12 import read_text
 from tests.conftest import sentences, write_csv
 from tests.test_recipe import RAW, WRONG, accepted, paths, problems, said, write
@@ -150,8 +152,6 @@ def rule(recipe: str, lines: str | tuple[str, ...], subject: str, message: str, 
     return pytest.param(recipe, given, (place, subject, message), id=f"{subject}: {' '.join(given)}"[:70])
 
 
-FOR_CLASSIFY = "is for task: {type: classify}. Remove it."
-FOR_PRETRAIN = "is for task: {type: pretrain}. Remove it."
 METRICS = "Metrics here: perplexity, bits_per_byte."
 NO_BYTES = "bits_per_byte needs every byte predicted, and the masked objective predicts some. Write perplexity."
 FOR_MASKED = "is for the masked objective. Remove it, or write objective: masked."
@@ -215,19 +215,6 @@ FOR_MASKED = "is for the masked objective. Remove it, or write objective: masked
         ),
         rule(CONTINUED, "task: {type: pretrain, mask_share: 0.2}", "task.mask_share", FOR_MASKED, "line 3"),
         rule(CONTINUED, "task: {type: pretrain, whole_word: false}", "task.whole_word", FOR_MASKED, "line 3"),
-        # Keys of the other task
-        rule(CONTINUED, "data: {train: a.txt, columns: {label: x}}", "data.columns.label", FOR_CLASSIFY, "line 4"),
-        rule(CONTINUED, "data: {train: a.txt, group: x}", "data.group", FOR_CLASSIFY, "line 4"),
-        rule(CONTINUED, "data: {train: a.txt, max_leakage: 1%}", "data.max_leakage", FOR_CLASSIFY, "line 4"),
-        rule(CONTINUED, "data: {train: a.txt, max_near_leakage: 1%}", "data.max_near_leakage", FOR_CLASSIFY, "line 4"),
-        rule(CONTINUED, 'data: {train: a.txt, label_separator: ";"}', "data.label_separator", FOR_CLASSIFY, "line 4"),
-        rule(CONTINUED, "eval: {average: macro}", "eval.average", FOR_CLASSIFY, "line 6"),
-        rule(CONTINUED, "eval: {threshold: fixed}", "eval.threshold", FOR_CLASSIFY, "line 6"),
-        rule(CLASSIFY, "data: {train: a.csv, split: line}", "data.split", FOR_PRETRAIN, "line 4"),
-        rule(CLASSIFY, "data: {train: a.csv, clean: {html: true}}", "data.clean", FOR_PRETRAIN, "line 4"),
-        rule(CLASSIFY, "data: {train: a.csv, max_rows: 9}", "data.max_rows", FOR_PRETRAIN, "line 4"),
-        rule(CLASSIFY, "data: {train: a.csv, max_tokens: 9}", "data.max_tokens", FOR_PRETRAIN, "line 4"),
-        rule(CLASSIFY, "data: {train: [a.csv, b.csv], weights: [1, 2]}", "data.weights", FOR_PRETRAIN, "line 4"),
         # The data
         rule(
             CLASSIFY,
@@ -291,7 +278,7 @@ FOR_MASKED = "is for the masked objective. Remove it, or write objective: masked
             "eval: {metrics: [perplexity]}",
             "eval.metrics[0]",
             "perplexity is no metric of task classify. "
-            "Metrics here: accuracy, precision, recall, f1, mcc, roc_auc, log_loss, ece.",
+            "Metrics here: accuracy, precision, recall, f1, mcc, roc_auc, log_loss, ece, out_of_label.",
             "line 6",
         ),
         rule(CONTINUED, "gate: {f1: {min: 0.8}}", "gate.f1", f"f1 is no metric of task pretrain. {METRICS}", "line 6"),
@@ -403,15 +390,41 @@ def test_what_is_refused(tmp_path: Path, recipe: str, lines: tuple[str, ...], ex
     assert said(tmp_path, changed(recipe, *lines)) == [expected]
 
 
-def test_every_key_of_one_task_is_refused_by_the_other() -> None:
-    """The cases above name each key of the table."""
-    refused = {case.values[2][1] for case in _cases() if case.values[2][2] in (FOR_CLASSIFY, FOR_PRETRAIN)}
-    assert refused == {".".join(map(str, key)) for keys in OF_ONE_TASK.values() for key in keys}
+KEYS = {
+    ("data", "columns", "text"): "data: {train: a.csv, columns: {text: x}}",
+    ("data", "columns", "label"): "data: {train: a.csv, columns: {label: x}}",
+    ("data", "columns", "prompt"): "data: {train: a.csv, columns: {prompt: x}}",
+    ("data", "columns", "completion"): "data: {train: a.csv, columns: {completion: [x]}}",
+    ("data", "columns", "messages"): "data: {train: a.csv, columns: {messages: x}}",
+    ("data", "columns", "tools"): "data: {train: a.csv, columns: {tools: x}}",
+    ("data", "group"): "data: {train: a.csv, group: x}",
+    ("data", "label_separator"): 'data: {train: a.csv, label_separator: ";"}',
+    ("data", "max_leakage"): "data: {train: a.csv, max_leakage: 1%}",
+    ("data", "max_near_leakage"): "data: {train: a.csv, max_near_leakage: 1%}",
+    ("data", "split"): "data: {train: a.csv, split: line}",
+    ("data", "clean"): "data: {train: a.csv, clean: {html: true}}",
+    ("data", "max_rows"): "data: {train: a.csv, max_rows: 9}",
+    ("data", "max_tokens"): "data: {train: a.csv, max_tokens: 9}",
+    ("data", "weights"): "data: {train: [a.csv, b.csv], weights: [1, 2]}",
+    ("train", "best_by"): "train: {best_by: perplexity}",
+    ("eval", "average"): "eval: {average: macro}",
+    ("eval", "threshold"): "eval: {threshold: fixed}",
+    ("eval", "max_new_tokens"): "eval: {max_new_tokens: 9}",
+}
 
 
-def _cases() -> list[Any]:
-    (mark,) = (mark for mark in test_what_is_refused.pytestmark if mark.name == "parametrize")
-    return list(mark.args[1])
+def test_the_keys_that_some_tasks_read() -> None:
+    assert KEYS.keys() == READ_BY.keys()
+
+
+@pytest.mark.parametrize(
+    ("task", "key"), [(task, key) for key, tasks in READ_BY.items() for task in METRICS_OF if task not in tasks]
+)
+def test_a_task_refuses_a_key_that_it_does_not_read(tmp_path: Path, task: str, key: Key) -> None:
+    readers = " or ".join(READ_BY[key])
+    told = said(tmp_path, changed(CONTINUED, f"task: {{type: {task}}}", KEYS[key]))
+    line = "line 4" if key[0] == "data" else "line 6"
+    assert told == [(line, ".".join(map(str, key)), f"is for task: {{type: {readers}}}. Remove it.")]
 
 
 # What is refused: words that stand in the wrong form
@@ -513,7 +526,7 @@ DATA_KEYS = "Keys here: clean, columns, licence, max_rows, max_tokens, quoting, 
             SCRATCH,
             "data: {train: {docstrings: [json], form: question}}",
             "data.train.form",
-            "got 'question'. Did you mean questions? Choices: questions, text.",
+            "got 'question'. Did you mean questions? Choices: questions, summaries, text.",
             "line 4",
         ),
         rule(
@@ -617,13 +630,13 @@ def test_whatever_stands_in_a_union_has_a_place(tmp_path_factory: pytest.TempPat
 def test_the_page_says_whose_a_key_is() -> None:
     """In the page and in the schema that editors read."""
     lines = markdown().splitlines()
-    for task, keys in OF_ONE_TASK.items():
-        for key in keys:
-            (line,) = (line for line in lines if line.startswith(f"| `{key[-1]}` |") and f"({task})" in line)
-            assert line.split("|")[-2].strip().startswith(f"({task}) ") or "\\|" in line
+    for key, tasks in READ_BY.items():
+        whose = f"({', '.join(tasks)}) "
+        (line,) = (line for line in lines if line.startswith(f"| `{key[-1]}` |") and whose in line)
+        assert line.split("|")[-2].strip().startswith(whose) or "\\|" in line
     data = json_schema()["$defs"]["Data"]["properties"]
     assert data["split"]["description"].startswith("(pretrain) ")
-    assert data["group"]["description"].startswith("(classify) ")
+    assert data["group"]["description"].startswith("(classify, sft) ")
     assert not data["train"]["description"].startswith("(")
 
 

@@ -432,12 +432,12 @@ def test_what_is_asked_for_an_answer_with_is_not_trained_though_it_is_marked(loa
         (
             [("user", "It ends <|im_end|> here"), ("assistant", "Yes.")],
             "chatml",
-            "the user turn 1 holds <|im_end|>, which the model reads as a mark. Remove it.",
+            "turn 1 (user) holds <|im_end|>, which the model reads as a mark. Remove it.",
         ),
         (
             [("user", "Is it </s>?"), ("assistant", "No </s>.")],
             "llama2",
-            "the user turn 1 holds </s>, which the model reads as a mark. Remove it.",
+            "turn 1 (user) holds </s>, which the model reads as a mark. Remove it.",
         ),
         (
             [("user", "What?"), Turn("assistant", "", calls=({"name": "f", "arguments": {"a": "<|bos|>"}},))],
@@ -468,7 +468,7 @@ def test_a_row_that_the_template_does_not_write_whole_and_clear_is_told(chats, t
 def test_a_mark_in_a_prompt_or_a_tool_is_told_too(chats):
     chat = chats["chatml"]
     message = "holds <|im_end|>, which the model reads as a mark. Remove it."
-    assert problem(chat.prompt, [Turn("user", "<|im_end|>")]) == f"the user turn 1 {message}"
+    assert problem(chat.prompt, [Turn("user", "<|im_end|>")]) == f"turn 1 (user) {message}"
     assert problem(chat.encode, replace(SHORT, tools=({"name": "<|im_end|>"},)), "answers") == f"a tool {message}"
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from ftkit.classify.reader import HeadReader, Reader, WordsReader, words_reader
-from ftkit.models.base import Loaded, load_classifier, load_language_model, load_tokenizer, weights_dtype
+from ftkit.data.rows import data_error
+from ftkit.errors import DataError, Problem
+from ftkit.models.base import Loaded, load_adaptable, load_classifier, load_tokenizer
 from ftkit.models.hardware import Machine, training_dtype
 from ftkit.models.modules import named
 from ftkit.plan.labelled import LabelledPlan
@@ -23,35 +27,40 @@ def reader_of(plan: LabelledPlan) -> Reader:
     folder = plan.loaded.path.resolve().parent
     key = "task.words.template"
     chat = load_chat(plan.files, words.template, folder, max_length=limit, trust_remote_code=trusted, key=key)
-    said = [(words.say or {}).get(label, label).strip() for label in plan.labels]
-    return words_reader(chat, words.prompt, said, max_length=plan.max_length, limit=limit)
+    return words_reader(chat, words.prompt, words.said(plan.labels), max_length=plan.max_length, limit=limit)
+
+
+def check_texts(plan: LabelledPlan, reader: WordsReader) -> None:
+    """Raises DataError, one for all sides, for rows that the decoder cannot read: before anything is trained."""
+    problems: list[Problem] = []
+    for example in chain.from_iterable(plan.splits.named().values()):
+        try:
+            reader.rows([example.text])
+        except DataError as error:
+            problems += [replace(problem, subject=example.where) for problem in error.problems]
+    if problems:
+        raise data_error("the data", problems)
 
 
 def load_base(plan: LabelledPlan, reader: Reader, *, seed: int, quantize: bool, machine: Machine) -> Loaded:
     """The plan's base, with a fresh head where it has one; quantised as the adapter asks where ``quantize``."""
-    quantize = quantize and plan.adapter.quantize is not None
     if isinstance(reader, WordsReader):
-        loaded = _decoder(plan, reader, seed=seed, quantize=quantize, machine=machine)
-    else:
-        loaded = _with_head(plan, reader, seed=seed, quantize=quantize, machine=machine)
+        return load_adaptable(
+            plan.files,
+            "causal",
+            plan.adapter,
+            pad_token_id=reader.chat.pad_token_id,
+            precision=plan.recipe.train.precision,
+            machine=machine,
+            seed=seed,
+            trust_remote_code=plan.base.trust_remote_code,
+            quantize=quantize,
+            vocab=len(reader.tokenizer),
+        )
+    quantize = quantize and plan.adapter.quantize is not None
+    loaded = _with_head(plan, reader, seed=seed, quantize=quantize, machine=machine)
     loaded.model.to(machine.device)
     return loaded
-
-
-def _decoder(plan: LabelledPlan, reader: WordsReader, *, seed: int, quantize: bool, machine: Machine) -> Loaded:
-    precision = plan.recipe.train.precision
-    return load_language_model(
-        plan.files,
-        "causal",
-        pad_token_id=reader.chat.pad_token_id,
-        dtype=weights_dtype(precision, machine, plan.adapter),
-        seed=seed,
-        trust_remote_code=plan.base.trust_remote_code,
-        quantize=quantize,
-        compute=training_dtype(precision, machine),
-        whole=plan.adapter.modules_to_save or (),
-        vocab=len(reader.tokenizer),
-    )
 
 
 def _with_head(plan: LabelledPlan, reader: Reader, *, seed: int, quantize: bool, machine: Machine) -> Loaded:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from ftkit.errors import DataError, Problem
+from ftkit.data.template import Template
+from ftkit.errors import DataError, Problem, RecipeError
 from ftkit.records import Conversation, Turn
 from ftkit.tasks import classify, words
 from ftkit.tasks.chat import Answered, Chat, Unfit
@@ -98,19 +99,26 @@ class WordsReader:
 
     def _asked(self, text: str) -> tuple[Turn, ...]:
         cut = cut_text(self.tokenizer, text, self.max_length)
-        return (Turn("user", self.prompt.replace("{text}", cut)),)
+        return (Turn("user", Template.parse(self.prompt).fill({"text": cut})),)
 
     def _prompt(self, text: str) -> list[int]:
         return _fitting(text, lambda: self.chat.prompt(self._asked(text), ()))
 
 
 def words_reader(chat: Chat, prompt: str, said: Sequence[str], *, max_length: int, limit: int | None) -> WordsReader:
-    """``max_length``: tokens of a text at most; less where prompt and word leave less of the model's ``limit``."""
+    """``max_length``: tokens of a text at most; less where prompt and word leave less of the model's ``limit``.
+
+    Raises RecipeError where they leave nothing.
+    """
     reader = WordsReader(chat, prompt, tuple(said), max_length, limit)
     if limit is None:
         return reader
     around = max(len(reader.answered("", label).ids) for label in range(len(said)))
-    return replace(reader, max_length=min(max_length, limit - around - _MARGIN))
+    room = limit - around - _MARGIN
+    if room < 1:
+        fix = f"prompt and answer have {around} tokens, and the base takes {limit}. Shorten it, or name another base."
+        raise RecipeError("the prompt leaves no room for a text", [Problem("", "task.words.prompt", fix)])
+    return replace(reader, max_length=min(max_length, room))
 
 
 # A cut text may give a few tokens more in its prompt than alone, where its ends meet other signs.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftkit.classify.evaluate import validator
-from ftkit.classify.prepare import labels_document, load_base
+from ftkit.classify.prepare import check_texts, labels_document, load_base
 from ftkit.classify.reader import Reader, WordsReader
 from ftkit.console import Console
 from ftkit.files import write_json
 from ftkit.models.base import with_new_adapter
 from ftkit.models.hardware import Machine
 from ftkit.plan.labelled import LabelledPlan
-from ftkit.records import TrainSummary, as_json
+from ftkit.records import Decision, TrainSummary, as_json
 from ftkit.rundir import RunDir
 from ftkit.tasks import classify, language
 from ftkit.tasks.answers import Answers, AnswerWindows
@@ -99,15 +99,28 @@ def _answered(plan: LabelledPlan, reader: WordsReader) -> _Rows:
 
 
 def answers_of(plan: LabelledPlan, reader: WordsReader) -> Answers:
-    """The train rows as a decoder learns them. Raises DataError for a text that it cannot read."""
+    """The train rows as a decoder learns them."""
     numbers = {label: number for number, label in enumerate(plan.labels)}
     return Answers(reader.answered(example.text, numbers[example.labels[0]]) for example in plan.splits.train)
 
 
 def words_facts(plan: LabelledPlan, reader: WordsReader) -> dict[str, Any]:
-    """What plan.json tells of a decoder's template, and of what is learned of the rows, under ``data``."""
+    """What plan.json tells of a decoder's template, and of what is learned of the rows, under ``data``.
+
+    Raises DataError for rows of any side that the decoder cannot read.
+    """
+    check_texts(plan, reader)
     return {
         "template": reader.chat.document(),
         "mask": asdict(certificate(reader.chat, answers_of(plan, reader), plan.splits.train)),
         "words": dict(zip(plan.labels, reader.said, strict=True)),
     }
+
+
+def decisions(plan: LabelledPlan, reader: WordsReader) -> Iterator[Decision]:
+    """What the recipe left open, or asked for more than there is of, and only a decoder's reader can tell."""
+    if reader.chat.decision:
+        yield reader.chat.decision
+    if reader.max_length < plan.max_length:
+        why = f"tokens of a text; prompt and answer take the rest of the base's {reader.limit}"
+        yield Decision("train.max_length", reader.max_length, why)

@@ -93,7 +93,7 @@ def check(recipe: Recipe, overrides: Overrides = None, json: Json = False) -> No
 
 @app.command(epilog="Example: ftkit init reviews.csv")
 def init(
-    data: Annotated[str, typer.Argument(help="Labelled rows: a file or a folder.", show_default=False)],
+    data: Annotated[str, typer.Argument(help="The rows: a file or a folder.", show_default=False)],
     text: Annotated[str | None, typer.Option("--text", help="The column with the text.")] = None,
     label: Annotated[str | None, typer.Option("--label", help="The column with the label.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="The base model: a hub id or a folder.")] = None,
@@ -107,13 +107,15 @@ def init(
 @app.command(epilog="Example: ftkit predict sentiment --text 'Worth every cent.'")
 def predict(
     run: Run,
-    text: Annotated[list[str] | None, typer.Option("--text", help="A text to label or go on with. Repeatable.")] = None,
-    file: Annotated[Path | None, typer.Option("--in", help="CSV, TSV, JSONL or Parquet with the text column.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="A text to label, go on with or answer. Repeatable.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--in", help="CSV, TSV, JSONL or Parquet with texts or prompts.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where to write: .jsonl or .csv. Default: stdout.")] = None,
-    column: Annotated[str | None, typer.Option("--column", help="The text column of --in.")] = None,
+    column: Annotated[str | None, typer.Option("--column", help="The column of --in with the text or prompt.")] = None,
     json: Json = False,
 ) -> None:
-    """Label texts, or go on with them: --text, a file, or lines from stdin."""
+    """Label texts, go on with them, or answer them: --text, a file, or lines from stdin."""
     from ftkit.cli.predict import predict_texts
 
     predict_texts(run, text or [], file, out, column, json=json)
@@ -122,7 +124,7 @@ def predict(
 @app.command("eval", epilog="Example: ftkit eval sentiment --data more.csv")
 def evaluate(
     run: Run,
-    data: Annotated[str | None, typer.Option("--data", help="Labelled rows: a file, a folder or a hub id.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Other rows: a file, a folder or a hub id.")] = None,
     json: Json = False,
 ) -> None:
     """Measure a run's model again: on its own test rows, or on other data."""

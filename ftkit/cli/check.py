@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ftkit.cli import check_answers
 from ftkit.cli.bars import histogram
@@ -11,6 +12,7 @@ from ftkit.console import Console
 from ftkit.data.checks import Preflight
 from ftkit.pipeline import say_plan
 from ftkit.plan.chat import ChatPlan
+from ftkit.plan.common import Plan
 from ftkit.plan.labelled import LabelledPlan
 from ftkit.plan.make import make_plan
 from ftkit.plan.text import TextPlan
@@ -22,18 +24,30 @@ def check_recipe(recipe: Path, overrides: Sequence[str], *, json: bool) -> None:
     console = Console()
     plan = make_plan(load(recipe, overrides), weights=False)
     if json:
-        console.json(plan.document(None, None))
+        console.json(_document(plan, Console(quiet=True)))
         return
     say_plan(plan, console)
-    found: list[str] = []
+    data, found = _document(plan, console)["data"], list[str]()
     if isinstance(plan, LabelledPlan):
         found += _of_rows(plan)
+        if "mask" in data:
+            console.result(check_answers.learned(plan.splits.train, data))
+            found += check_answers.of_words(data)
     elif isinstance(plan, TextPlan):
         found += _of_texts(plan)
     elif isinstance(plan, ChatPlan):
-        console.result(check_answers.learned(plan))
-        found += check_answers.facts(plan)
+        console.result(check_answers.learned(plan.sides["train"].rows, data))
+        found += check_answers.of_conversations(plan, data)
     console.result("\n".join([f"{recipe} holds.", *found, f"Next: ftkit run {recipe}"]))
+
+
+def _document(plan: Plan, console: Console) -> dict[str, Any]:
+    """plan.json as far as a check can tell. What is learned of words as labels depends on the tokenizer."""
+    if isinstance(plan, LabelledPlan) and plan.task.words is not None:
+        from ftkit.classify.work import ClassifyWork
+
+        return ClassifyWork(plan).prepare(None, None, console)
+    return plan.document(None, None)
 
 
 def _of_rows(plan: LabelledPlan) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ftkit.console import Console
 from ftkit.errors import Problem, RecipeError, did_you_mean
 from ftkit.files import write_text
-from ftkit.starter import BASE, TEXT_BASE, Look, look, recipe_name, recipe_text, text_recipe
+from ftkit.starter import BASE, TEXT_BASE, Look, chat_recipe, look, recipe_name, recipe_text, text_recipe
 
 
 def write_recipe(data: str, text: str | None, label: str | None, base: str | None) -> None:
@@ -23,6 +23,12 @@ def write_recipe(data: str, text: str | None, label: str | None, base: str | Non
     path = Path(f"{name}.yaml")
     if path.exists():
         raise RecipeError(f"{path} exists", [Problem("", "DATA", "Rename it, or edit it by hand.")])
+    if found.answers is not None and text is None and label is None:
+        base = base or _asked(console, "Which base model?", TEXT_BASE)
+        write_text(path, chat_recipe(found, found.answers, name=name, base=base))
+        console.note(f"prompts with answers: instruction tuning, base {base}")
+        console.result(f"{path} is written. Next: ftkit check {path}")
+        return
     if found.label is None and label is None:
         if text is not None:
             _column(console, found, "text", text, found.text, "")

@@ -22,16 +22,22 @@ def evaluate_run_again(run: str, source: str | None, *, json: bool) -> None:
     from ftkit.report import numbers, summary
 
     quiet_libraries()
-    report, difference = evaluate_again(found, source, inspect_machine())
     console = Console()
+    report, difference = evaluate_again(found, source, inspect_machine(), console)
     if json:
         # The verdict belongs to the run: measuring again judges nothing.
-        document = {name: value for name, value in as_json(report).items() if name not in ("gate", "comparison")}
-        console.json({"run": str(found.folder), **document, "largest_difference": difference})
+        document = {name: value for name, value in as_json(report).items() if name != "gate"}
+        more = {} if difference is None or difference.answers is None else {"answers_changed": difference.answers}
+        largest = None if difference is None else difference.largest
+        console.json({"run": str(found.folder), **document, "largest_difference": largest, **more})
         return
     console.result(summary.scores(report))
-    if difference is not None:
-        console.result(f"The largest difference of a probability to predictions.jsonl is {numbers.small(difference)}.")
+    if difference is None:
+        return
+    what = "of an answer's loss (nats)" if report.task == "sft" else "of a probability"
+    console.result(f"The largest difference {what} to predictions.jsonl is {numbers.small(difference.largest)}.")
+    if difference.answers is not None:
+        console.result(f"Answers that differ: {difference.answers:,} of {report.n:,}.")
 
 
 def compare_runs(runs: Sequence[str], *, json: bool) -> None:

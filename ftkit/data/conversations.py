@@ -7,7 +7,7 @@ nested        SQuAD's own JSON, a conversation for each question; self-instruct,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -17,10 +17,10 @@ from ftkit.data.columns import Mapped, missing_column, peek
 from ftkit.data.forms import Form, find_form
 from ftkit.data.nested import Item, items
 from ftkit.data.rows import RawRow, data_error, problem_in
-from ftkit.data.section import Data
-from ftkit.data.turns import RowError, check_order, plain_text, read_tools, read_turns, said
+from ftkit.data.section import Columns, Data
+from ftkit.data.turns import RowError, check_asked, check_order, plain_text, read_tools, read_turns, said
 from ftkit.errors import Problem
-from ftkit.records import Conversation, Turn
+from ftkit.records import Conversation, Prompt, Turn
 
 
 def to_conversations(
@@ -62,6 +62,28 @@ def to_conversations(
     return Mapped(tuple(found), tuple(dropped), form.decisions)
 
 
+def to_prompts(
+    rows: Iterable[RawRow], shown: str, columns: Columns, *, prompt: str | None, system: str | None
+) -> Iterator[Prompt]:
+    """Rows to what is to be answered, one after another: what stands before the last answer, which may be left out.
+
+    Takes the forms that ``to_conversations`` takes, with ``columns`` as data.columns. Raises DataError where the
+    columns are not to be told, and for the first row that cannot be read or leaves nothing to answer.
+    """
+    first, rows = peek(rows)
+    names = dict.fromkeys(name for row in first for name in row.values)
+    peeked, parts = peek(items(rows, list(names)))
+    available = list(dict.fromkeys(name for part in peeked for name in part.values))
+    mapper = _Mapper(find_form(available, columns, prompt, shown=shown, answers=False), None, system)
+    for part in parts:
+        try:
+            yield mapper.prompt(part)
+        except RowError as error:
+            raise data_error(
+                shown, [problem_in(part.where, shown, error.column, str(error), part=part.part)]
+            ) from error
+
+
 @dataclass(frozen=True, slots=True)
 class _Mapper:
     form: Form
@@ -78,25 +100,52 @@ class _Mapper:
             references = tuple(said(turn) for turn in turns[-1:])
         else:
             turns, references = _pair(form, values)
-        about = form.messages or form.prompt or "task.prompt"
-        turns = _with_system(turns, values, form, about)
-        check_order(turns, about)
+        turns = _with_system(turns, values, form, self._about)
+        check_order(turns, self._about)
         text = plain_text(turns[:-1])
         if not any(said(turn).strip() for turn in turns[:-1]) or not said(turns[-1]).strip():
             return None
-        tools = read_tools(values.get(form.tools), form.tools) if form.tools else ()
-        if self.system is not None and turns[0].role != "system":
-            turns = (Turn("system", self.system), *turns)
         return Conversation(
             id=f"{PurePath(item.where.file).name}:{item.where.number}{item.part}",
             where=f"{item.where}{item.part}",
             text=text,
             labels=(),
             group=self._group(values),
-            turns=turns,
+            turns=self._instructed(turns),
             references=references,
-            tools=tools,
+            tools=self._tools(values),
         )
+
+    def prompt(self, item: Item) -> Prompt:
+        """What is to be answered in a row or part. Raises RowError where there is nothing."""
+        if item.wrong is not None:
+            raise item.wrong
+        form, values = self.form, item.values
+        if form.messages is not None:
+            turns = read_turns(_present(values, form.messages), form.messages)
+            turns = turns[:-1] if turns and turns[-1].role == "assistant" else turns
+        else:
+            # An answer may be several turns: then the last of them is what is asked for.
+            answered = any(_holds_turns(values.get(column)) for column in form.completion)
+            answer = _answer(form, values)[0] if answered else ()
+            turns = (*_with_history(_asked(form, values), form, values), *answer[:-1])
+        turns = _with_system(turns, values, form, self._about)
+        check_asked(turns, self._about)
+        where = f"{item.where}{item.part}"
+        return Prompt(where, plain_text(turns), self._instructed(turns), self._tools(values))
+
+    @property
+    def _about(self) -> str:
+        return self.form.messages or self.form.prompt or "task.prompt"
+
+    def _instructed(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """The turns behind the recipe's system turn, where they have none of their own."""
+        if self.system is None or turns[0].role == "system":
+            return turns
+        return (Turn("system", self.system), *turns)
+
+    def _tools(self, values: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+        return read_tools(values.get(self.form.tools), self.form.tools) if self.form.tools else ()
 
     def _group(self, values: Mapping[str, Any]) -> str | None:
         if self.group is None:
@@ -123,10 +172,14 @@ def _pair(form: Form, values: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tupl
     answer, references = _answer(form, values)
     if not asked or not answer:
         return (), ()
-    history = _history(values.get(form.history), form.history) if form.history else ()
+    return (*_with_history(asked, form, values), *answer), references
+
+
+def _with_history(asked: tuple[Turn, ...], form: Form, values: Mapping[str, Any]) -> tuple[Turn, ...]:
+    history = _history(values.get(form.history), form.history) if form.history and asked else ()
     if history and asked[0].role == "system":
         raise RowError(form.history or "", "turns go before a prompt that has a system turn. Put them into the prompt.")
-    return (*history, *asked, *answer), references
+    return (*history, *asked)
 
 
 def _asked(form: Form, values: Mapping[str, Any]) -> tuple[Turn, ...]:
@@ -155,7 +208,7 @@ def _answer(form: Form, values: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tu
     if not here:
         _present(values, form.completion[0])
     first = values[here[0]]
-    if isinstance(first, list) and first and isinstance(first[0], dict) and "text" not in first[0]:
+    if _holds_turns(first):
         turns = read_turns(first, here[0])
         if turns[0].role == "user":
             message = "its first turn is the user's, and an answer begins with the assistant's. "
@@ -166,6 +219,10 @@ def _answer(form: Form, values: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tu
     texts = [text for column in here for text in _texts(values[column], column) if text.strip()]
     references = tuple(dict.fromkeys(texts))
     return tuple(Turn("assistant", text) for text in references[:1]), references
+
+
+def _holds_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "text" not in value[0]
 
 
 def _texts(value: Any, column: str) -> list[str]:

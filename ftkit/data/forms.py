@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ftkit.data.cells import listed
-from ftkit.data.columns import either, missing_column
+from ftkit.data.columns import KNOWN, either, missing_column
 from ftkit.data.rows import data_error
 from ftkit.data.section import Columns
 from ftkit.data.template import Template
@@ -50,13 +50,15 @@ class Form:
     decisions: tuple[Decision, ...] = ()
 
 
-def find_form(available: Sequence[str], columns: Columns, prompt: str | None, *, shown: str) -> Form:
+def find_form(
+    available: Sequence[str], columns: Columns, prompt: str | None, *, shown: str, answers: bool = True
+) -> Form:
     """The form of a source with these columns; ``columns`` is data.columns, ``prompt`` task.prompt.
 
-    Raises DataError for a given column that is not there, and where no column, or more than one, has a known name for
-    what is needed.
+    ``answers=False``: there may be none, as in a file that is answered on the command line. Raises DataError for a
+    given column that is not there, and where no column, or more than one, has a known name for what is needed.
     """
-    finder = _Finder(available, columns, shown)
+    finder = _Finder(available, columns, shown, answers)
     template = _template(prompt, available, shown)
     messages = columns.messages
     if messages is not None:
@@ -89,6 +91,7 @@ class _Finder:
     available: Sequence[str]
     columns: Columns
     shown: str
+    answers: bool
 
     def check(self, role: Role, given: str) -> None:
         if given not in self.available:
@@ -145,7 +148,7 @@ class _Finder:
         prompts, more = (list(asking), {}) if asking or template else self._prompts(given)
         completions = list(given) or self.named(KNOWN_ROLES["completion"], (*prompts, *more.values()))
         problems = [] if template else self._unclear("prompt", prompts)
-        if not given:
+        if self.answers and not given:
             problems += self._unclear("completion", completions)
         if problems:
             raise self._refusal(problems)
@@ -153,7 +156,7 @@ class _Finder:
         others = self.others(("history", "system", "tools"), taken)
         decided = [] if asking or template else [self._of_prompt(prompts[0], more)]
         decided += self._left_out(taken) if asking and not template else []
-        decided += [] if given else [self.decision("completion", completions[0])]
+        decided += [] if given else [self.decision("completion", name) for name in completions[:1]]
         return Form(
             prompt=None if template else prompts[0],
             template=template,
@@ -172,10 +175,11 @@ class _Finder:
         if given is None:
             return ()
         if isinstance(given, str):
-            self.check("completion", given)
-            return (given,)
+            if self.answers:
+                self.check("completion", given)
+            return (given,) if given in self.available else ()
         here = tuple(name for name in given if name in self.available)
-        if not here:
+        if self.answers and not here:
             message = f"no column is named {either(given) if len(given) > 1 else given[0]}. "
             message += f"Columns here: {listed(self.available)}. Correct the names."
             raise data_error(self.shown, [Problem("", "data.columns.completion", message)])
@@ -213,17 +217,22 @@ class _Finder:
             return [self._ambiguous(role, found)]
         example = "text" if role == "prompt" and "text" in self.available else "COLUMN"
         message = f"no column is named {either(KNOWN_ROLES[role])}. Columns here: {listed(self.available)}. "
-        return [Problem("", f"data.columns.{role}", f"{message}Write data.columns: {{{role}: {example}}}.")]
+        return [self._to_name(role, message, example)]
 
     def _ambiguous(self, role: Role, found: Sequence[str]) -> Problem:
         message = f"several columns could hold the {role}: {', '.join(found)}. "
         if role not in Columns.model_fields:
             return Problem("", "data.columns", f"{message}Rename all but one of them, or write task.prompt.")
-        return Problem("", f"data.columns.{role}", f"{message}Write data.columns: {{{role}: {found[0]}}}.")
+        return self._to_name(role, message, found[0])
+
+    def _to_name(self, role: Role, message: str, example: str) -> Problem:
+        if not self.answers:
+            return Problem("", "", f"{message}Name one with --column.")
+        return Problem("", f"data.columns.{role}", f"{message}Write data.columns: {{{role}: {example}}}.")
 
     def _refusal(self, problems: Sequence[Problem]) -> DataError:
         """The error for columns that are not there, with more to say where the data are of another kind."""
-        names = {name.lower() for name in self.available}
+        names = {name.lower() for name in self.available} if self.answers else set()
         subject = ", ".join(self.available[:10])
         if names.issuperset(_PREFERENCE):
             message = (
@@ -235,5 +244,8 @@ class _Finder:
         pairs = (*KNOWN_ROLES["prompt"], *INSTEAD_OF_PROMPT, *KNOWN_ROLES["completion"])
         if "text" in names and not names.intersection(pairs):
             message = "there is text alone, and no answer to learn. Write task: {type: pretrain}."
+            if labels := sorted(names.intersection(KNOWN["label"])):
+                columns = f"data.columns: {{prompt: text, completion: {labels[0]}}}"
+                message = f"these are texts with labels. Write task: {{type: classify}}, or {columns}."
             return data_error(self.shown, [Problem("", subject, message)])
         return data_error(self.shown, problems)

@@ -16,7 +16,7 @@ from ftkit.records import Decision
 _CHUNK = 1024
 _SANE = 1_000_000  # tokenizers without a limit say 1e30
 _PERCENTILES = (50, 90, 95, 99, 99.5)
-_COVERED = 99.5  # per cent of the train rows that a max_length of our choice does not cut
+COVERED = 99.5  # per cent of the train rows that a max_length of our choice does not cut
 # These families take any length (relative or recurrent positions), whatever number their config holds.
 _UNLIMITED = frozenset("t5 mt5 umt5 longt5 switch_transformers bloom xlnet mamba mamba2 falcon_mamba rwkv".split())
 # These count positions from padding_idx + 1, so a table of 514 takes 512 tokens.
@@ -87,14 +87,14 @@ def max_positions(base: Path) -> int | None:
     return min(known, default=None)
 
 
-def choose_max_length(train_lengths: Sequence[int], positions: int | None) -> Decision:
-    """The ``train.max_length`` for a recipe that leaves it out: covers 99.5% of the train rows, within the model."""
-    covered = percentile(sorted(train_lengths), _COVERED)
-    rounded = math.ceil(covered / 8) * 8
+def choose_max_length(train_lengths: Sequence[int], positions: int | None, *, covered: float = COVERED) -> Decision:
+    """The ``train.max_length`` for a recipe that leaves it out: ``covered`` per cent of the rows, within the model."""
+    longest = percentile(sorted(train_lengths), covered)
+    rounded = math.ceil(longest / 8) * 8
+    why = f"{covered}% of the train rows have at most {longest} tokens"
     if positions is not None and positions < rounded:
-        why = f"the model's positions; {_COVERED}% of the train rows have at most {covered} tokens"
-        return Decision("train.max_length", positions, why)
-    return Decision("train.max_length", rounded, f"{_COVERED}% of the train rows have at most {covered} tokens")
+        return Decision("train.max_length", positions, f"the model's positions; {why}")
+    return Decision("train.max_length", rounded, why)
 
 
 def too_long(max_length: int, positions: int | None) -> str | None:

@@ -30,7 +30,11 @@ def _share_or_source(value: Any) -> Any:
     return _share(value) if isinstance(value, str) and value.endswith("%") else value
 
 
-Share = Annotated[str, AfterValidator(_share)]
+Share = Annotated[
+    str,
+    AfterValidator(_share),
+    Field(json_schema_extra={"pattern": r"^[0-9.]+%$", "patternErrorMessage": "a percentage such as 10%"}),
+]
 
 
 class Docstrings(Section):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_PART = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<column>[^{}]+)\}|(?P<stray>[{}])")
+_PART = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<column>[^{}]+)\}|(?P<empty>\{\})|(?P<stray>[{}])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +20,19 @@ class Template:
     def parse(cls, prompt: str) -> Template:
         """The prompt with "{COLUMN}" for what a column holds, and "{{" and "}}" for braces.
 
-        Raises ValueError, whose text ends with the fix, for a brace without its partner.
+        Raises ValueError, whose text ends with the fix, for a brace without its partner, and for braces with nothing
+        between them.
         """
         texts, columns, end = [""], [], 0
         for found in _PART.finditer(prompt):
             texts[-1] += prompt[end : found.start()]
             end = found.end()
+            if found["empty"]:
+                raise ValueError(f"characters {end - 1} and {end} name no column. Write one between the braces.")
             if found["stray"]:
-                brace = found["stray"]
-                raise ValueError(f"character {end} is a single {brace}. Write {brace * 2} for a brace.")
+                brace, other = found["stray"], "}" if found["stray"] == "{" else "{"
+                message = f"character {end} is a {brace} without its {other}. Add it, or write {brace * 2} for a brace."
+                raise ValueError(message)
             if found["brace"]:
                 texts[-1] += found["brace"][0]
             else:

@@ -68,18 +68,23 @@ def read_turns(value: Any, column: str) -> tuple[Turn, ...]:
 
 def check_order(turns: Sequence[Turn], column: str) -> None:
     """Raises RowError unless the last turn is the assistant's, and the first alone may be a system turn."""
-    for number, turn in enumerate(turns[1:], 2):
-        if turn.role == "system":
-            raise RowError(
-                column, f"turn {number} is a system turn, which only the first can be. Move it to the start."
-            )
+    _check_system(turns, column)
     if turns and all(turn.role != "assistant" for turn in turns):
         raise RowError(
             column, "no turn is the assistant's, so there is no answer to learn. Add one, or remove the row."
         )
     if turns and turns[-1].role != "assistant":
-        message = f"the last turn is of the {turns[-1].role}. End with the assistant's turn, or remove the row."
+        message = f"the last turn is the {turns[-1].role}'s. End with the assistant's turn, or remove the row."
         raise RowError(column, message)
+
+
+def check_asked(turns: Sequence[Turn], column: str) -> None:
+    """Raises RowError where the turns leave nothing to answer, or a system turn is not the first."""
+    _check_system(turns, column)
+    if not any(said(turn).strip() for turn in turns):
+        raise RowError(column, "there is nothing to answer. Write a prompt, or remove the row.")
+    if turns[-1].role == "system":
+        raise RowError(column, "the last turn is the system's. End with the user's turn, or remove the row.")
 
 
 def read_tools(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
@@ -118,6 +123,14 @@ def plain_text(turns: Sequence[Turn]) -> str:
     if len(turns) == 1 and turns[0].role == "user":
         return said(turns[0])
     return "\n\n".join(f"{turn.role}: {said(turn)}" for turn in turns)
+
+
+def _check_system(turns: Sequence[Turn], column: str) -> None:
+    for number, turn in enumerate(turns[1:], 2):
+        if turn.role == "system":
+            raise RowError(
+                column, f"turn {number} is a system turn, which only the first can be. Move it to the start."
+            )
 
 
 def _turn(message: Any) -> Turn:

@@ -142,7 +142,7 @@ def load_language_model(
     embeddings grow by as many, near the mean of the others. Raises MachineError where the files are damaged, or of a
     model type or checkpoint that cannot do this, RecipeError for one of ``whole`` that names no module.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM
 
     kind = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
     quantization = None
@@ -152,6 +152,11 @@ def load_language_model(
     model, lacking = _from_pretrained(
         kind, files, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code, quantization=quantization
     )
+    # BERT and its kin load as a causal model too, and would see the very tokens that they are to predict.
+    encoder = type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(model.config, "is_decoder", True) is False
+    if objective == "causal" and encoder:
+        fix = "It sees the tokens that it would be trained to predict. Name a decoder, such as a Llama or a Qwen."
+        raise MachineError(f"{files.name} is an encoder", [Problem("", "base", fix)])
     if objective == "causal" and lacking:
         fix = f"It lacks {', '.join(sorted(lacking)[:3])}. Name a base that was trained to predict text."
         raise MachineError(f"{files.name} is no whole language model", [Problem("", "base", fix)])
@@ -163,15 +168,49 @@ def load_language_model(
     return Loaded(model, head, files.revision, task_type, lacks_bias, grown, files.folder)
 
 
+def load_adaptable(
+    files: BaseFiles,
+    objective: Literal["causal", "masked"],
+    adapter: Adapter,
+    *,
+    pad_token_id: int,
+    precision: str,
+    machine: Machine,
+    seed: int,
+    trust_remote_code: bool,
+    quantize: bool,
+    vocab: int | None = None,
+) -> Loaded:
+    """The base as ``load_language_model`` loads it, on the machine's device, with its weights held as the adapter asks.
+
+    ``precision`` is train.precision; ``quantize``: in 4 bits, where the adapter is trained on such a base.
+    """
+    loaded = load_language_model(
+        files,
+        objective,
+        pad_token_id=pad_token_id,
+        dtype=weights_dtype(precision, machine, adapter, causal=objective == "causal"),
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        quantize=quantize and adapter.quantize is not None,
+        compute=training_dtype(precision, machine),
+        whole=adapter.modules_to_save or (),
+        vocab=vocab,
+    )
+    loaded.model.to(machine.device)
+    return loaded
+
+
 def weights_dtype(precision: str, machine: Machine, adapter: Adapter | None, *, causal: bool = True) -> torch.dtype:
     """How the base's weights are held: a decoder's in bfloat16 on a GPU that computes in it, all others in float32.
 
-    Float32 are also the few weights that quantising leaves, as PEFT holds them so in training, and a model of which
-    modules are trained whole: small steps get lost in bfloat16.
+    Float32 is also a model of which modules are trained whole: small steps get lost in bfloat16. What quantising leaves
+    as it is (embeddings, norms, head) is held as an unquantised decoder is: in float32 the embeddings of a 7B model
+    alone would take 4 GB.
     """
     import torch
 
-    frozen = adapter is not None and not adapter.quantize and not adapter.modules_to_save
+    frozen = adapter is not None and not adapter.modules_to_save
     halved = frozen and causal and machine.device == "cuda"
     return training_dtype(precision, machine) if halved else torch.float32
 
@@ -237,7 +276,7 @@ def with_new_adapter(loaded: Loaded, adapter: Adapter, *, new_tokens: Sequence[i
     So are those of the tokens by which the base has grown: nothing that is not the base's own may be lost when the
     adapter is saved. Raises RecipeError where the adapter does not fit the base.
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
     from transformers.pytorch_utils import Conv1D
 
     model = loaded.model
@@ -248,7 +287,6 @@ def with_new_adapter(loaded: Loaded, adapter: Adapter, *, new_tokens: Sequence[i
     whole += [name for name in tied if name not in whole]
     if adapter.quantize:
         check_blocks(model)
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config: PeftConfig = adapter.peft_config(
         loaded.task_type,
         whole,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ftkit.data.conversations import to_conversations
 from ftkit.data.findings import Finding, counted, first_rows
 from ftkit.data.leakage import Leakage, duplicate_findings, find_leakage
-from ftkit.data.lengths import choose_max_length, max_positions, percentile, summary, too_long
+from ftkit.data.lengths import COVERED, choose_max_length, max_positions, percentile, summary, too_long
 from ftkit.data.partition import Side
 from ftkit.data.rows import data_error
 from ftkit.data.section import parse_share
@@ -30,7 +30,6 @@ from ftkit.tasks.chat import Answered, Chat, TooLong, Unfit, fit
 from ftkit.tasks.section import Sft
 from ftkit.tasks.templates import load_chat
 
-_COVERED = 99.5  # per cent of the train answers that a generated one may be as long as
 _SAMPLES = 3  # train rows that are shown with what is trained of them
 
 
@@ -150,7 +149,7 @@ def plan_chat(loaded: LoadedRecipe, *, weights: bool) -> ChatPlan:
     encoded = {side: _encoded(chat, task, own) for side, own in rows.items()}
     max_length, decisions = _max_length(recipe, encoded["train"], limit)
     sides = {
-        side: _within(chat, task, own, encoded[side], max_length if side == "train" else limit)
+        side: _within(chat, task, own, encoded[side], max_length if side == "train" else limit, train=side == "train")
         for side, own in rows.items()
     }
     sides["train"] = _with_something_to_learn(loaded, task, sides["train"])
@@ -183,6 +182,13 @@ def plan_chat(loaded: LoadedRecipe, *, weights: bool) -> ChatPlan:
     )
 
 
+def answered_side(chat: Chat, task: Sft, rows: Sequence[Conversation], most: int | None) -> AnsweredSide:
+    """Held-out rows of at most ``most`` tokens. Raises DataError for rows that cannot be rendered, and if none fits."""
+    side = _within(chat, task, rows, _encoded(chat, task, rows), most)
+    _check_sides({"test": side})
+    return side
+
+
 def _encoded(chat: Chat, task: Sft, rows: Sequence[Conversation]) -> Answers:
     """All rows in full. Raises DataError for those that cannot be rendered."""
     found: list[Answered] = []
@@ -193,11 +199,13 @@ def _encoded(chat: Chat, task: Sft, rows: Sequence[Conversation]) -> Answers:
         except Unfit as unfit:
             problems.append(Problem("", row.where, str(unfit)))
     if problems:
-        raise data_error("the conversations", problems)
+        raise data_error("the data", problems)
     return Answers(found)
 
 
-def _within(chat: Chat, task: Sft, rows: Sequence[Conversation], encoded: Answers, most: int | None) -> AnsweredSide:
+def _within(
+    chat: Chat, task: Sft, rows: Sequence[Conversation], encoded: Answers, most: int | None, *, train: bool = False
+) -> AnsweredSide:
     """The rows of at most ``most`` tokens, longer ones shortened where the recipe asks for it and that is enough.
 
     Raises DataError for longer rows where the recipe says that they are an error.
@@ -212,9 +220,10 @@ def _within(chat: Chat, task: Sft, rows: Sequence[Conversation], encoded: Answer
         else:
             kept.append((row, found))
     if dropped and task.too_long == "error":
-        fix = f"and {most:,} fit. Shorten it, raise train.max_length, or write task.too_long: drop."
+        raising = " raise train.max_length," if train else ""
+        fix = f"and {most:,} fit. Shorten it,{raising} or write task.too_long: drop."
         problems = [Problem("", row.where, f"{found.length:,} tokens, {fix}") for row, found in dropped]
-        raise data_error("the conversations", problems)
+        raise data_error("the data", problems)
     places = tuple(row.where for row, _ in dropped)
     cut = sum(found.cut > 0 for _, found in kept)
     return AnsweredSide(tuple(row for row, _ in kept), Answers(found for _, found in kept), places, cut)
@@ -231,7 +240,10 @@ def _check_length(loaded: LoadedRecipe, limit: int | None) -> None:
 def _max_length(recipe: Recipe, train: Answers, limit: int | None) -> tuple[int, tuple[Decision, ...]]:
     if recipe.train.max_length is not None:
         return recipe.train.max_length, ()
-    decision = choose_max_length(train.lengths, limit)
+    assert isinstance(recipe.task, Sft)
+    # Where a longer row is an error, a length of our choice must not make one.
+    covered = 100 if recipe.task.too_long == "error" else COVERED
+    decision = choose_max_length(train.lengths, limit, covered=covered)
     return int(decision.value), (decision,)
 
 
@@ -239,10 +251,10 @@ def _max_new_tokens(recipe: Recipe, train: Answers, limit: int | None) -> tuple[
     given = recipe.eval.max_new_tokens
     if given is not None:
         return given, ()
-    covered = percentile(sorted(train.answer_tokens.tolist()), _COVERED)
+    covered = percentile(sorted(train.answer_tokens.tolist()), COVERED)
     chosen = math.ceil(covered * 1.25 / 8) * 8
     chosen = chosen if limit is None else min(chosen, limit - 1)
-    why = f"left out; {_COVERED}% of the train answers have at most {covered} tokens, and a quarter more"
+    why = f"left out; {COVERED}% of the train answers have at most {covered} tokens, and a quarter more"
     return chosen, (Decision("eval.max_new_tokens", chosen, why),)
 
 
@@ -259,7 +271,8 @@ def _with_something_to_learn(loaded: LoadedRecipe, task: Sft, train: AnsweredSid
     if share > most:
         message = (
             f"{counted(len(without), 'train row')} of {len(train):,} ({100 * share:.3g}%) without a token to learn, "
-            f"such as {without[0]}; at most {100 * most:.3g}% may. Give answers weight, or raise task.max_untrained."
+            f"such as {without[0]}; at most {100 * most:.3g}% may be. Give their answers weight 1, or raise "
+            "task.max_untrained."
         )
         problem = Problem(*common.place(loaded, "task", "max_untrained"), message)
         raise DataError.in_file(str(loaded.path), [problem])
@@ -270,13 +283,14 @@ def _with_something_to_learn(loaded: LoadedRecipe, task: Sft, train: AnsweredSid
 
 def _check_sides(sides: dict[Side, AnsweredSide]) -> None:
     """Raises DataError where no row of train or test is left."""
-    for name in ("train", "test"):
-        side = sides[name]
-        if not len(side):
+    for name, side in sides.items():
+        if name != "valid" and not len(side):
+            more = "Raise train.max_length" if name == "train" else "Name a base that takes more"
             message = (
-                f"all {len(side.dropped):,} rows are too long, such as {side.dropped[0]}. Raise train.max_length, "
+                f"all {len(side.dropped):,} rows are too long, such as {side.dropped[0]}. {more}, or write "
+                "task.too_long: truncate_prompt."
             )
-            raise data_error(f"data.{name}", [Problem("", "", f"{message}or write task.too_long: truncate_prompt.")])
+            raise data_error(f"data.{name}", [Problem("", "", message)])
 
 
 def _findings(splits: Splits, sides: dict[Side, AnsweredSide], max_length: int, limit: int | None) -> Iterator[Finding]:

@@ -17,7 +17,9 @@ from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
 from ftkit.plan import common
 from ftkit.recipe.load import LoadedRecipe
+from ftkit.recipe.rules import said_twice
 from ftkit.recipe.schema import Base, Recipe
+from ftkit.recipe.tree import Key, show_key
 from ftkit.records import Decision
 from ftkit.tasks.section import Classify
 
@@ -156,10 +158,22 @@ def _check_fit(loaded: LoadedRecipe, task: Classify, splits: Splits, checks: Pre
             problems.append(Problem(loaded.where("eval", "threshold"), "eval.threshold", message))
     if problems:
         raise RecipeError.in_file(str(loaded.path), problems)
-    weights = task.class_weights
-    strangers = [] if isinstance(weights, str) else [label for label in weights if label not in checks.labels]
-    if strangers:
-        message = f"no row has the label {strangers[0]}. Labels here: {', '.join(checks.labels)}."
-        raise DataError.in_file(
-            str(loaded.path), [Problem(loaded.where("task", "class_weights"), "task.class_weights", message)]
-        )
+    named: dict[Key, dict[str, Any]] = {}
+    if isinstance(task.class_weights, dict):
+        named["task", "class_weights"] = task.class_weights
+    if task.words is not None:
+        named["task", "words", "say"] = task.words.say or {}
+    for key, by_label in named.items():
+        problems += [
+            Problem(
+                loaded.where(*key, label),
+                show_key((*key, label)),
+                f"no row has the label {label}. Labels here: {', '.join(checks.labels)}.",
+            )
+            for label in by_label
+            if label not in checks.labels
+        ]
+    for key, message in said_twice(task.words, checks.labels) if task.words else ():
+        problems.append(Problem(loaded.where("task", "words", *key), show_key(("task", "words", *key)), message))
+    if problems:
+        raise DataError.in_file(str(loaded.path), problems)

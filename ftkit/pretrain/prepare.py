@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ftkit.console import Console
 from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.files import sha256_text
-from ftkit.models.base import Loaded, inference_mode, load_language_model, load_tokenizer, weights_dtype
-from ftkit.models.hardware import Machine, training_dtype
+from ftkit.models.base import Loaded, inference_mode, load_adaptable, load_tokenizer
+from ftkit.models.hardware import Machine
 from ftkit.models.scratch import Scratch, build
 from ftkit.models.train_tokenizer import train_tokenizer
 from ftkit.plan import common
@@ -100,22 +100,21 @@ def load_base(plan: TextPlan, *, seed: int, quantize: bool, machine: Machine, to
     """The plan's base as a language model, or the model from scratch with its first weights in float32."""
     if isinstance(plan.base, Scratch):
         loaded = Loaded(build(plan.base, tokenizer, seed=seed), (), None, None)
-    else:
-        assert plan.files is not None
-        precision, adapter, causal = plan.recipe.train.precision, plan.adapter, plan.task.objective == "causal"
-        loaded = load_language_model(
-            plan.files,
-            plan.task.objective,
-            pad_token_id=int(str(tokenizer.pad_token_id)),
-            dtype=weights_dtype(precision, machine, adapter, causal=causal),
-            seed=seed,
-            trust_remote_code=plan.base.trust_remote_code,
-            quantize=quantize and adapter is not None and adapter.quantize is not None,
-            compute=training_dtype(precision, machine),
-            whole=(adapter.modules_to_save if adapter else None) or (),
-        )
-    loaded.model.to(machine.device)
-    return loaded
+        loaded.model.to(machine.device)
+        return loaded
+    assert plan.files is not None
+    assert plan.adapter is not None  # the recipe's rules see to both
+    return load_adaptable(
+        plan.files,
+        plan.task.objective,
+        plan.adapter,
+        pad_token_id=int(str(tokenizer.pad_token_id)),
+        precision=plan.recipe.train.precision,
+        machine=machine,
+        seed=seed,
+        trust_remote_code=plan.base.trust_remote_code,
+        quantize=quantize,
+    )
 
 
 def _name(plan: TextPlan) -> str:

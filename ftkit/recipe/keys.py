@@ -59,15 +59,18 @@ class Keys:
         return " or ".join(_shown(path, parent) for path in found) if 1 <= len(found) <= 3 else ""
 
     def elsewhere(self, word: str, parent: Key, data: Any) -> tuple[str, str]:
-        """The key that ``word`` names in another form of the mapping ``parent``, and that form in brief; or empty."""
+        """The key that ``word`` names in other forms of the mapping ``parent``, and these in brief; or empty."""
         forms, value = self._all_forms(parent, data)
         fitting = self._fitting(forms, value)
-        others = {name: form for form in forms if form not in fitting for name in form.get("properties", {})}
+        others: dict[str, list[str]] = {}
+        for form in forms:
+            for name in form.get("properties", {}) if form not in fitting else ():
+                others.setdefault(name, []).append(brief(form))
         plain, target = _meanings(word)
         here = self.here(parent, data)
         near = [] if target in here or get_close_matches(plain, here) else get_close_matches(plain, others, n=1)
         found = [name for name in (plain, target, *near) if name in others]
-        return (found[0], brief(others[found[0]])) if found else ("", "")
+        return (found[0], " or ".join(others[found[0]])) if found else ("", "")
 
     def _all_forms(self, key: Key, data: Any) -> tuple[list[Schema], Any]:
         """What may stand at ``key`` whatever stands there, and what stands there."""
@@ -128,8 +131,9 @@ def choices(form: Schema) -> list[str]:
 
 def brief(form: Schema) -> str:
     """A mapping by the key that tells it from the others, as {type: classify} or {init: …}."""
-    key = next(iter(form.get("required", ())), "…")
-    return "{" + f"{key}: {form.get('properties', {}).get(key, {}).get('const', '…')}" + "}"
+    properties = form.get("properties", {})
+    key = "type" if "const" in properties.get("type", {}) else next(iter(form.get("required", ())), "…")
+    return "{" + f"{key}: {properties.get(key, {}).get('const', '…')}" + "}"
 
 
 def in_words(form: Schema) -> str:

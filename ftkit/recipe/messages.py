@@ -6,6 +6,7 @@ pydantic's can come through, whatever kind of error it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -143,7 +144,7 @@ def _of_the_task(names: list[str], parent: Key, data: Any) -> list[str]:
     if measured is None:
         return names
     others = {path for path, tasks in READ_BY.items() if own not in tasks}
-    if parent[:1] in (("eval",), ("gate",)):
+    if parent[:1] in (("eval",), ("gate",)) or parent == ("train", "best_by"):
         known = {name for metrics in METRICS_OF.values() for name in metrics}
         others |= {(*parent, name) for name in known.difference(measured)}
     return [name for name in names if (*parent, name) not in others]
@@ -154,9 +155,9 @@ def _wrong(key: Key, keys: Keys, root: Node, data: Any) -> str:
     got = root.nearest(key)
     kinds = {form.get("type") for form in forms if not choices(form)}
     words = sorted(word for form in forms for word in choices(form))
-    if key[:2] == ("eval", "metrics"):
+    if key[:2] in (("eval", "metrics"), ("train", "best_by")):
         words = _of_the_task(words, key, data)
-    if "string" in kinds and isinstance(got.value, bool | int | float):
+    if _is_quoted(forms, got):
         return f'got {got.written}. Write "{got.written}" in quotes.'
     if words and isinstance(got.value, str):
         known = SYNONYMS.get(got.value, "")
@@ -172,6 +173,13 @@ def _wrong(key: Key, keys: Keys, root: Node, data: Any) -> str:
     return f"got {show(got)}. Write {need}{', or remove the key' if optional else ''}."
 
 
+def _is_quoted(forms: list[Schema], got: Node) -> bool:
+    """Whether what was got would do as a text."""
+    texts = [form for form in forms if form.get("type") == "string" and not choices(form)]
+    written = isinstance(got.value, bool | int | float) and got.written
+    return bool(written) and any(re.search(form.get("pattern", ""), str(written)) for form in texts)
+
+
 def _need(words: list[str], forms: list[Schema], got: Node) -> str:
     """What to write. Where mappings are among several forms, each is told in brief, by the key that makes it one."""
     named = [form for form in forms if got.value in choices(form.get("properties", {}).get("type", {}))]
@@ -179,7 +187,10 @@ def _need(words: list[str], forms: list[Schema], got: Node) -> str:
         return brief(named[0])
     shown = [brief(form) if len(forms) > 1 and form.get("required") else in_words(form) for form in forms]
     least = ", at least one" if got.value == () and any(form.get("minItems") == 1 for form in forms) else ""
-    return f"{' or '.join(dict.fromkeys([*words, *shown]))}{least}"
+    if got.value == "" and any(form.get("minLength") for form in forms):
+        least = " that is not empty"
+    needed = list(dict.fromkeys([*words, *shown]))
+    return " or ".join([", ".join(needed[:-1]), needed[-1]] if len(needed) > 1 else needed) + least
 
 
 def _is_number(text: str) -> bool:

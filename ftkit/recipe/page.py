@@ -15,17 +15,19 @@ _HEAD = """\
 
 Made by `ftkit schema --markdown`, from the sections that do the work. A key that is not listed is an error, and a
 section that is left out has the defaults. A preset's own keys go before these defaults: `ftkit adapters` lists the
-presets. `--set train.epochs=5` changes a key for one run. A key marked (classify) or (pretrain) belongs to that task
-alone: the other refuses it.
+presets. `--set train.epochs=5` changes a key for one run. A key marked (classify), (pretrain) or (sft), or with two of
+these, is read by that task, or by those two: a recipe of another task refuses it.
 """
 # Where a section stands in a recipe; the rest of the order is that of the recipe.
 _TITLES = {
     "Base": "`base: {model: …}`",
     "Scratch": "`base: {init: …}` (pretrain)",
     "Classify": "`task: {type: classify}`",
+    "Words": "`task.words` (classify)",
     "Pretrain": "`task: {type: pretrain}`",
+    "Sft": "`task: {type: sft}`",
     "Data": "`data`",
-    "Docstrings": "`{docstrings: …}` as a source (pretrain)",
+    "Docstrings": "`{docstrings: …}` as a source (pretrain, sft)",
     "Columns": "`data.columns`",
     "Clean": "`data.clean` (pretrain)",
     "Lora": "`adapter: {type: lora}`",
@@ -63,7 +65,7 @@ def _values(field: Schema, definitions: Mapping[str, Schema], *, alone: bool) ->
     """What may stand there, in words; ``alone``: there is no other form. A section of its own is listed below."""
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
-        yield f"see {_TITLES[name].removesuffix(' (pretrain)')}" if alone else f"`{brief(definitions[name])}`"
+        yield f"see {_TITLES[name].partition(' (')[0]}" if alone else f"`{brief(definitions[name])}`"
     elif "anyOf" in field or "oneOf" in field:
         forms = [form for form in (*field.get("anyOf", ()), *field.get("oneOf", ())) if form.get("type") != "null"]
         for form in forms:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ftkit.data.findings import counted
 from ftkit.data.language import unknown_languages
 from ftkit.data.section import Data, Docstrings, Source, parse_share
+from ftkit.data.template import Template
 from ftkit.evals.section import METRICS_OF, NEITHER_IS_BETTER, WORDS_ONLY, Eval, Gate, TaskName
 from ftkit.models.scratch import Scratch
 from ftkit.recipe.tree import Key
@@ -43,7 +43,11 @@ READ_BY: Mapping[Key, tuple[TaskName, ...]] = {
 _SINGLE_LABEL_ONLY = ("mcc",)
 _NO_AIM = frozenset({*WORDS_ONLY, "ended", "length_ratio", "repetition"})  # a checkpoint is not chosen by these
 _SMALLEST = {"mcc": -1.0, "perplexity": 1.0}
-_UNBOUNDED = ("log_loss", "perplexity", "bits_per_byte", "bleu", "chrf", "length_ratio")
+_LARGEST: Mapping[str, float | None] = {
+    "bleu": 100.0,
+    "chrf": 100.0,
+    **dict.fromkeys(("log_loss", "perplexity", "bits_per_byte", "length_ratio")),
+}
 _ENCODERS = ("bert",)  # architectures for the masked objective
 _FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")  # a hub id or a folder may hold all three splits
 
@@ -55,12 +59,23 @@ def of_task(task: Task, base: Any) -> Iterator[Broken]:
     if isinstance(base, Scratch):
         yield ("type",), "a model from scratch knows no text yet. Write pretrain, or name a base."
     if isinstance(task, Sft):
-        if task.prompt is not None and not placeholders(task.prompt):
-            yield ("prompt",), "names no column. Write one in braces, such as {question}."
+        yield from _of_prompt(task.prompt)
         return
     yield from _of_labels(task)
     if task.words is not None:
         yield from _of_words(task, task.words)
+
+
+def _of_prompt(prompt: str | None) -> Iterator[Broken]:
+    if prompt is None:
+        return
+    try:
+        template = Template.parse(prompt)
+    except ValueError as error:
+        yield ("prompt",), str(error)
+        return
+    if not template.columns:
+        yield ("prompt",), f"got {prompt!r}, which names no column. Write one in braces, such as {{question}}."
 
 
 def _of_labels(task: Classify) -> Iterator[Broken]:
@@ -80,8 +95,11 @@ def _of_labels(task: Classify) -> Iterator[Broken]:
 
 
 def _of_words(task: Classify, words: Words) -> Iterator[Broken]:
-    if placeholders(words.prompt) != ["text"]:
-        yield ("words", "prompt"), f"got {words.prompt!r}. Write {{text}} once, where the row's text goes."
+    try:
+        if Template.parse(words.prompt).columns != ("text",):
+            yield ("words", "prompt"), f"got {words.prompt!r}. Write {{text}} once, where the row's text goes."
+    except ValueError as error:
+        yield ("words", "prompt"), str(error)
     if task.multi_label:
         yield ("multi_label",), "a decoder answers with one word, and a row may have many labels. Remove words."
     for name in ("class_weights", "label_smoothing"):
@@ -91,14 +109,19 @@ def _of_words(task: Classify, words: Words) -> Iterator[Broken]:
     for label, word in said.items():
         if task.labels is not None and label not in task.labels:
             yield ("words", "say", label), f"is no label of task.labels. Labels: {', '.join(task.labels)}."
-        first = next(other for other, own in said.items() if own.strip() == word.strip())
-        if first != label:
-            yield ("words", "say", label), f"got {word!r}, which is also said for {first}. Write another word."
+        if not word.strip():
+            yield ("words", "say", label), f"got {word!r}, and no word would be learned. Write one."
+    yield from ((("words", *key), message) for key, message in said_twice(words, task.labels or tuple(said)))
 
 
-def placeholders(template: str) -> list[str]:
-    """The columns that a prompt names in braces, in order."""
-    return re.findall(r"{([^{}]+)}", template)
+def said_twice(words: Words, labels: Sequence[str]) -> Iterator[Broken]:
+    """Words that stand for several labels, below ``task.words``: which of them is meant could not be told."""
+    said = words.said(labels)
+    for number, (label, word) in enumerate(zip(labels, said, strict=True)):
+        first = labels[said.index(word)]
+        if said.index(word) < number:
+            key = ("say", label) if label in (words.say or {}) else ("say", first)
+            yield key, f"got {word!r}, which is the answer for {first} and for {label}. Write two words."
 
 
 def _of_pretrain(task: Pretrain, base: Any) -> Iterator[Broken]:
@@ -132,7 +155,6 @@ def of_data(data: Data, task: Task | None, base: Any) -> Iterator[Broken]:
         for name, values in sources.items():
             if any(isinstance(value, Docstrings) and value.form == "text" for value in values):
                 yield (name,), "docstrings of form text hold no answers. Write form: questions or form: summaries."
-    if isinstance(task, Sft):
         yield from _of_mapping(data, task)
     if data.weights is not None and len(data.weights) != len(sources["train"]):
         of = counted(len(sources["train"]), "source")
@@ -157,13 +179,16 @@ def _of_mapping(data: Data, task: Sft) -> Iterator[Broken]:
                 yield ("columns", name), "task.prompt says what the user says. Remove one of the two."
 
 
-def of_train(section: Train, task: Task | None) -> Iterator[Broken]:
-    """Windows so short that nothing in them could be predicted, and figures that the task does not have."""
-    if section.best_by is not None and task is not None and not isinstance(task, Pretrain):
-        measured = [name for name in METRICS_OF[task.type] if name not in _NO_AIM]
-        known = ["loss", *measured] if isinstance(task, Sft) else [*measured]
+def of_train(section: Train, task: Task | None, data: Data | None) -> Iterator[Broken]:
+    """Figures that the task or its rows do not have, and windows so short that nothing in them could be predicted."""
+    yield from _of_another_task("train", section, task)
+    if section.best_by is not None and isinstance(task, Classify | Sft):
+        known = _figures(task)
         if section.best_by not in known:
             yield ("best_by",), f"{section.best_by} is no figure of task {task.type}. Figures here: {', '.join(known)}."
+    for name in ("best_by", "patience"):
+        if getattr(section, name) is not None and data is not None and parse_share(str(data.valid)) == 0:
+            yield (name,), "needs validation rows, and data.valid is 0%. Write a larger share, or remove the key."
     if isinstance(task, Pretrain) and section.max_length is not None:
         least = 3 if task.objective == "masked" else 2
         if section.max_length < least:
@@ -171,6 +196,13 @@ def of_train(section: Train, task: Task | None) -> Iterator[Broken]:
                 ("max_length",),
                 f"got {section.max_length}, and a window needs {least} tokens to predict one. Write more.",
             )
+
+
+def _figures(task: Classify | Sft) -> list[str]:
+    """What a checkpoint may be chosen by."""
+    unfit = _NO_AIM.union(_SINGLE_LABEL_ONLY if isinstance(task, Classify) and task.multi_label else ())
+    measured = [name for name in METRICS_OF[task.type] if name not in unfit]
+    return ["loss", *measured] if isinstance(task, Sft) else [*measured]
 
 
 def of_adapter(adapter: Section | None, base: Any) -> Iterator[Broken]:
@@ -228,8 +260,10 @@ def of_gate(gate: Gate, section: Eval | None, task: Task | None, base: Any) -> I
         if bound.beat is not None and metric in NEITHER_IS_BETTER:
             yield (metric, "beat"), f"{metric} is best at 1: neither more nor less beats. Write min and max."
         low = _SMALLEST.get(metric, 0.0)
-        if bound.min is not None and bound.min > 1 and metric not in _UNBOUNDED:
-            yield (metric, "min"), f"got {bound.min:g}, and {metric} is at most 1. {_fraction(bound.min)}"
+        high = _LARGEST.get(metric, 1.0)
+        if bound.min is not None and high is not None and bound.min > high:
+            fix = _fraction(bound.min) if high == 1 else f"Write a number of at most {high:g}."
+            yield (metric, "min"), f"got {bound.min:g}, and {metric} is at most {high:g}. {fix}"
         if bound.max is not None and bound.max < low:
             yield (metric, "max"), f"got {bound.max:g}, and {metric} is at least {low:g}. Write a larger number."
         if bound.min is not None and bound.max is not None and bound.min > bound.max:

@@ -120,7 +120,7 @@ class Recipe(Section):
     @field_validator("train")
     @classmethod
     def _train_rules(cls, train: Train, info: ValidationInfo) -> Train:
-        _raise(rules.of_train(train, info.data.get("task")))
+        _raise(rules.of_train(train, info.data.get("task"), info.data.get("data")))
         return train
 
     @field_validator("eval")

@@ -17,7 +17,7 @@ from ftkit.tasks.rendering import decode
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ftkit.evals.statistics import Floats, Integers
+    from ftkit.evals.statistics import Integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,33 +118,29 @@ class Exam:
             advance=advance,
         )
 
-    def result(self, scores: Scores, generated: Sequence[Generated] | None) -> Result:
-        """Every metric of what a model made of the rows."""
-        texts = None if generated is None else self.texts([each.ids for each in generated])
-        ended = None if generated is None else [each.ended for each in generated]
-        return Result(scores, texts, ended, self.measured(scores.nll, texts, ended))
-
-    def measured(
+    def result(
         self,
-        nll: Floats,
-        texts: Sequence[str] | None,
-        ended: Sequence[bool] | None,
+        scores: Scores,
+        generated: Sequence[Generated] | None,
         *,
         metrics: tuple[MetricName, ...] | None = None,
-    ) -> ScoredAnswers:
-        """The metrics of the settings, or ``metrics``, with intervals."""
+    ) -> Result:
+        """What a model made of the rows, by the metrics of the settings or by ``metrics``, with intervals."""
         import numpy as np
 
-        return score_answers(
+        texts = None if generated is None else self.texts([each.ids for each in generated])
+        ended = None if generated is None else [each.ended for each in generated]
+        scored = score_answers(
             references=self.references,
             predictions=texts,
             ended=None if ended is None else np.array(ended),
-            nll=nll,
+            nll=scores.nll,
             tokens=self.side.answers.answer_tokens,
             bytes_=self.bytes,
             settings=self.settings if metrics is None else self.settings.model_copy(update={"metrics": metrics}),
             seed=self.seed,
         )
+        return Result(scores, texts, ended, scored)
 
     def texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
         """Answers as a reader gets them: marks left out, no white space around."""

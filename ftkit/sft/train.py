@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from ftkit.console import Console
 from ftkit.errors import Problem, RecipeError
+from ftkit.evals.section import GENERATED
 from ftkit.files import write_json
-from ftkit.models.base import Loaded, inference_mode, load_language_model, weights_dtype, with_new_adapter
-from ftkit.models.hardware import Machine, training_dtype
+from ftkit.models.base import Loaded, inference_mode, load_adaptable, with_new_adapter
+from ftkit.models.hardware import Machine
 from ftkit.plan import common
 from ftkit.plan.chat import AnsweredSide, ChatPlan
 from ftkit.records import as_json
@@ -27,20 +28,18 @@ if TYPE_CHECKING:
 
 def load_base(plan: ChatPlan, *, seed: int, quantize: bool, machine: Machine) -> Loaded:
     """The plan's base on the machine's device, with room for the tokens that the template adds."""
-    loaded = load_language_model(
+    return load_adaptable(
         plan.files,
         "causal",
+        plan.adapter,
         pad_token_id=plan.chat.pad_token_id,
-        dtype=weights_dtype(plan.recipe.train.precision, machine, plan.adapter),
+        precision=plan.recipe.train.precision,
+        machine=machine,
         seed=seed,
         trust_remote_code=plan.base.trust_remote_code,
-        quantize=quantize and plan.adapter.quantize is not None,
-        compute=training_dtype(plan.recipe.train.precision, machine),
-        whole=plan.adapter.modules_to_save or (),
+        quantize=quantize,
         vocab=len(plan.chat.tokenizer),
     )
-    loaded.model.to(machine.device)
-    return loaded
 
 
 def check_packing(plan: ChatPlan, machine: Machine) -> None:
@@ -111,9 +110,8 @@ def validator(plan: ChatPlan) -> Callable[[PreTrainedModel], dict[str, float]] |
         loss = float(scores.nll.sum() / exam.tokens)
         figures = {"loss": loss, "perplexity": math.exp(min(loss, 700))}
         if chosen != "loss" and chosen not in figures:
-            generated = exam.answer(model)
-            texts, ended = exam.texts([each.ids for each in generated]), [each.ended for each in generated]
-            found = exam.measured(scores.nll, texts, ended, metrics=(chosen,)).scores.metrics
+            generated = exam.answer(model) if chosen in GENERATED else None
+            found = exam.result(scores, generated, metrics=(chosen,)).scored.scores.metrics
             figures |= {name: value for name, value in found.items() if value is not None}
         return figures
 

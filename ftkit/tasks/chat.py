@@ -114,7 +114,7 @@ class Chat:
 
     def _check_marks(self, turns: Sequence[Turn], tools: Tools) -> None:
         """What a row says must never end a turn or begin one."""
-        named = [(f"the {turn.role} turn {number}", turn.content) for number, turn in enumerate(turns, 1)]
+        named = [(f"turn {number} ({turn.role})", turn.content) for number, turn in enumerate(turns, 1)]
         named += [("a tool call", json.dumps(dict(call), ensure_ascii=False)) for turn in turns for call in turn.calls]
         named += [("a tool", json.dumps(dict(tool), ensure_ascii=False)) for tool in tools]
         for name, words in named:

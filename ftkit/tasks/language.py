@@ -133,7 +133,7 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, places: Sequence[int]) ->
 
     if len(places) == ids.shape[1]:
         return torch.as_tensor(model(input_ids=ids, use_cache=False).logits)
-    kept = torch.tensor(places, device=ids.device)
+    kept = torch.tensor(places, dtype=torch.long, device=ids.device)
     if takes(model, "logits_to_keep"):
         return torch.as_tensor(model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits)
     return torch.as_tensor(model(input_ids=ids, use_cache=False).logits[:, kept])

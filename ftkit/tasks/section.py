@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -29,6 +30,10 @@ class Words(Section):
         None, description="The answer for each label. Left out: the label itself."
     )
     template: Template = "model"
+
+    def said(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The answer for each label, in their order."""
+        return tuple((self.say or {}).get(label, label).strip() for label in labels)
 
 
 class Classify(Section):
