@@ -153,11 +153,14 @@ def make_decoder(folder: Path, name: str) -> Path:
 
 
 def _byte_level(texts: list[str], special: list[str], **names: str) -> Any:
-    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     learned = ByteLevelBPETokenizer()
     learned.train_from_iterator(texts, vocab_size=384, special_tokens=special, show_progress=False)
     return PreTrainedTokenizerFast(
-        tokenizer_object=learned._tokenizer, extra_special_tokens=special[1:2], model_max_length=96, **names
+        tokenizer_object=Tokenizer.from_str(learned.to_str()),
+        extra_special_tokens=special[1:2],
+        model_max_length=96,
+        **names,
     )

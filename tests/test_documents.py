@@ -100,6 +100,19 @@ def test_the_readme_s_recipe_for_texts_holds(tmp_path):
     assert "14 documents" in done.stdout
 
 
+def test_the_readme_s_recipe_for_answers_holds(tmp_path):
+    (recipe,) = [block for block in blocks("yaml") if block.startswith("# answers.yaml")]
+    (tmp_path / "answers.yaml").write_text(recipe, encoding="utf-8")
+    pairs = [{"question": f"What is {n} and {n}?", "answer": f"It is {2 * n}."} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "ftkit", "check", "answers.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "▸It is " in done.stdout  # what is learned is marked
+
+
 def test_make_targets_of_the_readme_exist():
     for line in commands():
         if line.startswith("make"):

@@ -163,7 +163,7 @@ def test_pissa_of_a_decoder_keeps_its_new_rows(decoder, tmp_path):
     files = decoder("untied")
     model = with_new_adapter(load(files, seed=1, vocab=NEW), Lora(r=4, alpha=4, init="pissa"))
     checkpoints.forget_base(model)
-    checkpoints.keep_start(model, tmp_path / "initial")
+    checkpoints.save_start(model, tmp_path / "initial")
     expected = logits(trained(model))
     checkpoints.save(model, tmp_path / "adapter", initial=tmp_path / "initial")
     reloaded = with_saved_adapter(load(files, seed=2, vocab=NEW).model, tmp_path / "adapter")

@@ -97,7 +97,7 @@ def template_ids(tokenizer, messages, **options) -> list[int]:
 
 class TestARun:
     def test_the_figures_can_be_made_again_from_the_file(self, done):
-        assert set(done.report["models"]) == {"baseline", "adapter", "merged"}
+        assert set(done.report["models"]) == {"baseline", "baseline_plain", "adapter", "merged"}
         assert read(done.folder, "merge.json")["passed"]
         assert read(done.folder, "merge.json")["adapter_sha256"] == read(done.folder, "train.json")["best_sha256"]
         assert [row["where"] for row in done.rows] == [f"test.jsonl line {number}" for number in range(1, 17)]
@@ -133,6 +133,25 @@ class TestARun:
                     trained = [label for label in own.labels if label != IGNORED]
                     assert trained == own.ids[own.answer : own.end + 1]
                     assert trained[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def test_the_base_is_also_asked_in_plain_text(self, done):
+        """Without the marks of a template that it may never have seen: the prompt, a line end, the answer."""
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(done.plan["base"]["folder"], dtype=torch.float32).eval()
+        tokenizer = done.tokenizer("adapter")
+        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        nll, tokens = 0.0, 0
+        for row in asked(16, 3):
+            prompt = tokenizer(f"{row['prompt']}\n", add_special_tokens=False)["input_ids"]
+            prompt.insert(0, start)
+            answer = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                found = base(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            nll -= sum(float(found[len(prompt) + at - 1, token]) for at, token in enumerate(answer))
+            tokens += len(answer)
+        metrics = done.report["models"]["baseline_plain"]["metrics"]
+        assert metrics["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-3)
 
     @pytest.mark.parametrize("name", ["merged", "adapter"])
     def test_transformers_alone_finds_the_same_answers_as_likely(self, done, name):

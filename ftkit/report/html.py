@@ -12,7 +12,7 @@ from ftkit.report.story import Mistake, Story
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_UNTRAINED = ("majority", "unigram", "baseline")
+_UNTRAINED = ("majority", "unigram", "baseline_plain", "baseline")
 LARGEST_MATRIX = 40
 WITH_SHARES = 12
 LISTED_PAIRS = 20

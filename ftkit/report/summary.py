@@ -72,7 +72,7 @@ def render(story: Story) -> RenderableType:
 def _main_comparisons(report: EvalReport) -> list[tables.Compared]:
     """The most telling metrics against the baseline; the report has all of them."""
     shown = _telling(report)
-    baselines = ("baseline", "unigram")
+    baselines = ("baseline", "baseline_plain", "unigram")
     return [item for item in tables.compared(report) if item.second in baselines and item.metric in shown]
 
 

@@ -10,10 +10,11 @@ from ftkit.evals.section import NEITHER_IS_BETTER
 from ftkit.records import ClassScore, Comparison, EvalReport
 from ftkit.report import numbers
 
-_MODEL_ORDER = ("majority", "unigram", "baseline", "adapter", "adapter_generated", "model", "merged")
+_MODEL_ORDER = ("majority", "unigram", "baseline_plain", "baseline", "adapter", "adapter_generated", "model", "merged")
 _MODEL_NAMES = {
     "majority": "Majority class",
     "unigram": "Token frequencies alone",
+    "baseline_plain": "Base model, plain prompt",
     "baseline": "Base model",
     "adapter": "Adapter",
     "adapter_generated": "Adapter, constrained generation",

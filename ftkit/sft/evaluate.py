@@ -20,6 +20,7 @@ from ftkit.plan.chat import ChatPlan
 from ftkit.records import EvalReport, as_json
 from ftkit.rundir import RunDir, read_log
 from ftkit.sft.exam import Exam, Result
+from ftkit.sft.plain import plain_scores
 from ftkit.sft.train import exam_on, load_base
 from ftkit.stopwatch import timed
 
@@ -57,6 +58,7 @@ def evaluate(
     inference_mode(base)
     with timed(seconds, "baseline"):
         baseline = _sit(exam, base, console, "the base")
+        plain = plain_scores(exam, base)
     model = with_saved_adapter(base, run.adapter)
     inference_mode(model)
     with timed(seconds, "validation"):
@@ -65,7 +67,7 @@ def evaluate(
         adapter = _sit(exam, model, console, "the adapter", positions=positions)
     console.note("metrics, intervals and paired tests")
     others = {seed: _of_seed(plan, exam, folder, machine, console) for seed, folder in seeds.items()}
-    report = _report(plan, baseline.scored, adapter.scored, seconds, others)
+    report = _report(plan, baseline.scored, plain, adapter.scored, seconds, others)
     write_jsonl(run.predictions, _predictions(exam, baseline, adapter))
     write_json(run.eval, as_json(report))
     return Evaluation(report, exam, model, adapter, positions)
@@ -102,12 +104,18 @@ def _check_reload(plan: ChatPlan, run: RunDir, model: PreTrainedModel) -> None:
 def _report(
     plan: ChatPlan,
     baseline: ScoredAnswers,
+    plain: ScoredAnswers | None,
     adapter: ScoredAnswers,
     seconds: dict[str, float],
     others: dict[int, ScoredAnswers],
 ) -> EvalReport:
     against = compare_answers(adapter, baseline)
     rows = len(plan.sides["test"])
+    models = {"baseline": baseline.scores, "adapter": adapter.scores}
+    comparison = {"adapter_vs_baseline": against}
+    if plain is not None:
+        models = {"baseline_plain": plain.scores, **models}
+        comparison["adapter_vs_baseline_plain"] = compare_answers(adapter, plain)
     return EvalReport(
         task=plan.task.type,
         split="test",
@@ -117,8 +125,8 @@ def _report(
         data_sha256=examples_sha256(plan.sides["test"].rows),
         metrics_average="",
         seed=plan.recipe.train.seed,
-        models={"baseline": baseline.scores, "adapter": adapter.scores},
-        comparison={"adapter_vs_baseline": against},
+        models=models,
+        comparison=comparison,
         gate=judge(plan.recipe.gate, adapter.scores, baseline.scores, against, n=rows),
         seconds=seconds,
         seeds={str(seed): dict(found.scores.metrics) for seed, found in others.items()},
