@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit import checkpoints, train_arguments
 from ftkit.console import Console
+from ftkit.data.lengths import percentile
 from ftkit.errors import Interrupted, NotFinite, NotProved, Problem, TrainingFailed
 from ftkit.files import write_json, write_jsonl
 from ftkit.interruption import after_the_step
@@ -97,11 +98,11 @@ def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Consol
 
 
 def _micro_batch(job: Job) -> int:
-    """Rows at once to begin with: a whole batch, or what may be held of the longest rows."""
+    """Rows at once to begin with: a whole batch, or what may be held of rows as long as nine in ten are at most."""
     batch = job.section.batch_size
     if job.tokens_at_once is None:
         return batch
-    return _divisor(batch, max(1, min(batch, job.tokens_at_once // max(job.lengths))))
+    return _divisor(batch, max(1, min(batch, job.tokens_at_once // percentile(sorted(job.lengths), 90))))
 
 
 def _divisor(batch: int, most: int) -> int:

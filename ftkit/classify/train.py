@@ -95,7 +95,7 @@ def _labelled(plan: LabelledPlan, reader: Reader) -> _Rows:
 def _answered(plan: LabelledPlan, reader: WordsReader) -> _Rows:
     """Texts in their prompts with the words for their labels, which alone are learned."""
     windows = AnswerWindows(answers_of(plan, reader), packed=False, max_length=plan.max_length)
-    return _Rows(windows, windows.lengths, language.Collate(reader.chat.pad_token_id), None)
+    return _Rows(windows, windows.lengths, language.Collate(reader.chat.pad_token_id, reader.limit), None)
 
 
 def answers_of(plan: LabelledPlan, reader: WordsReader) -> Answers:

@@ -43,7 +43,7 @@ def train_run(
         rows=windows,
         lengths=windows.lengths,
         places=lambda row: plan.corpus.train.where(int(windows.pieces.document[windows.members(row)[0]])),
-        collate=language.Collate(prepared.pad_token_id)
+        collate=language.Collate(prepared.pad_token_id, plan.max_length)
         if hidden is None
         else masked.CollateMasked(hidden, prepared.pad_token_id, seed),
         loss=None if hidden is None else masked.loss_function(),

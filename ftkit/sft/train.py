@@ -72,7 +72,7 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
         rows=windows,
         lengths=windows.lengths,
         places=lambda window: ", ".join(side.rows[row].where for row in windows.members(window)),
-        collate=Collate(plan.chat.pad_token_id),
+        collate=Collate(plan.chat.pad_token_id, plan.limit),
         loss=None,
         validate=validator(plan),
         best_by=plan.best_by,

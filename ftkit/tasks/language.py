@@ -6,6 +6,7 @@ Validation, evaluation and proof all score through ``score``: there is no second
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from ftkit.evals.statistics import Floats, Integers
 
+# Batches are as wide as a multiple of this. oneDNN keeps what it compiled for each shape that it saw: rows of up to 512
+# tokens of all widths held 2,933 MiB in training, 1,818 in steps of 16, at the same speed (2 cores, 2026-11-25).
+_WIDTHS = 16
 # Share of the largest logit by which a document in a pack may differ from itself alone: rounding, not another's words.
 _APART = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
 
@@ -33,12 +37,14 @@ class Collate:
     """
 
     pad_token_id: int
+    limit: int | None = None  # positions of the model
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """``input_ids``, ``labels`` and ``position_ids`` [B, T]."""
         import torch
 
-        width = max(len(row["input_ids"]) for row in rows)
+        width = math.ceil(max(len(row["input_ids"]) for row in rows) / _WIDTHS) * _WIDTHS
+        width = width if self.limit is None else min(width, self.limit)
         filled: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
         for row in rows:
             missing = width - len(row["input_ids"])
