@@ -44,7 +44,8 @@ class Job:
     """All that one training needs. ``build`` makes the model anew; ``validate`` scores it, or is None.
 
     ``adapted``: the model is a PEFT adapter on its base, and the adapter is what is saved. ``lengths``: tokens of each
-    of ``rows``; ``places``: where row n stands, for messages. ``loss``: None for TRL's own, on next tokens. ``best_by``
+    of ``rows``; ``mixed``: they share batches whatever their length; ``places``: where row n stands, for messages.
+    ``collate``: from the model to what makes a batch of rows. ``loss``: None for TRL's own, on next tokens. ``best_by``
     names the figure of ``validate`` by which the exported checkpoint is chosen, ``lowest`` whether less is better.
     ``tokens_at_once``: what a micro-batch may hold, padding included; None for a whole batch.
     """
@@ -53,8 +54,9 @@ class Job:
     adapted: bool
     rows: Rows
     lengths: Sequence[int]
+    mixed: bool
     places: Callable[[int], str]
-    collate: Callable[[Sequence[Encoded]], Any]
+    collate: Callable[[PreTrainedModel], Callable[[Sequence[Encoded]], Any]]
     loss: Callable[..., Any] | None
     validate: Validate | None
     best_by: str
@@ -98,11 +100,15 @@ def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Consol
 
 
 def _micro_batch(job: Job) -> int:
-    """Rows at once to begin with: a whole batch, or what may be held of rows as long as nine in ten are at most."""
+    """Rows at once to begin with: a whole batch, or what may be held.
+
+    Batches of like rows must fit where rows are long, as nine in ten are not; mixed ones hold the mean.
+    """
     batch = job.section.batch_size
     if job.tokens_at_once is None:
         return batch
-    return _divisor(batch, max(1, min(batch, job.tokens_at_once // percentile(sorted(job.lengths), 90))))
+    length = sum(job.lengths) // len(job.lengths) if job.mixed else percentile(sorted(job.lengths), 90)
+    return _divisor(batch, max(1, min(batch, job.tokens_at_once // max(1, length))))
 
 
 def _divisor(batch: int, most: int) -> int:
@@ -121,7 +127,7 @@ class _Training:
         self.best = run.checkpoints / "best"
         self.initial = run.checkpoints / "initial"
         self.best_by = job.best_by
-        self.ordered = TrainingRows(job.rows, job.lengths, job.section.batch_size, seed)
+        self.ordered = TrainingRows(job.rows, job.lengths, job.section.batch_size, seed, mixed=job.mixed)
         self.epoch_steps = math.ceil(len(job.rows) / job.section.batch_size)
         self.steps = math.ceil(self.epoch_steps * job.section.epochs)
         self.scored: PreTrainedModel | None = None
@@ -222,7 +228,7 @@ class _Training:
             "model": model,
             # TRL takes nothing but a Dataset: it holds positions, and the rows come from ``ordered``.
             "train_dataset": Dataset.from_dict({"position": range(len(self.job.rows))}),
-            "data_collator": self._collate,
+            "data_collator": self._collator(model),
             "optimizers": (self._optimiser(model), None),
         }
         if self.job.loss is None:
@@ -240,8 +246,9 @@ class _Training:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _collate(self, items: Sequence[dict[str, int]]) -> Any:
-        return self.job.collate([self.ordered[item["position"]] for item in items])
+    def _collator(self, model: PreTrainedModel) -> Callable[[Sequence[dict[str, int]]], Any]:
+        collate = self.job.collate(model)
+        return lambda items: collate([self.ordered[item["position"]] for item in items])
 
     def begin_epoch(self, step: int) -> None:
         """Arranges the rows for the epoch that goes on after ``step``."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ftkit.errors import TrainingFailed
-from ftkit.tasks.language import Collate, keeps_apart, score
+from ftkit.tasks.language import Collate, keeps_apart, score, sharing
 from ftkit.tasks.tokens import Tokens
 from ftkit.tasks.windows import IGNORED, Layout, Pieces, Windows
 from tests.conftest import pico_config
@@ -268,7 +268,7 @@ class TestPacking:
     """Several windows of unlike length in one batch, so that packed rows, padding and single documents meet."""
 
     windows = packed([20, 11, 27, 9, 6, 40, 2, 13])
-    collate = Collate(PAD)
+    collate = Collate(PAD, None)
 
     def members(self):
         """Each document: its row in the batch, where it begins there, its ids."""
@@ -343,7 +343,35 @@ def test_padding_stands_on_the_right_and_goes_on_counting():
         {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, 6, IGNORED, 8], "position_ids": [0, 1, 0, 1]},
         {"input_ids": [9, 10], "labels": [IGNORED, 10], "position_ids": [0, 1]},
     ]
-    batch = Collate(pad_token_id=1)(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 1, 1]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, IGNORED, 8], [IGNORED, 10, IGNORED, IGNORED]]
-    assert batch["position_ids"].tolist() == [[0, 1, 0, 1], [0, 1, 2, 3]]
+    batch = Collate(pad_token_id=1, limit=6)(rows)  # the model has no more positions, however wide batches are
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 1, 1], [9, 10, 1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, IGNORED, 8, *[IGNORED] * 2], [IGNORED, 10, *[IGNORED] * 4]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]
+    assert Collate(pad_token_id=1, limit=None)(rows)["input_ids"].shape == (2, 16)
+
+
+def test_rows_that_share_windows_are_trained_as_those_that_stand_alone():
+    """Rows of all lengths in one batch: fewer and fuller windows, and the loss that each row gives by itself."""
+    model = pico_model("llama")
+    chance = random.Random(4)
+    ids = [[chance.randrange(4, 60) for _ in range(length)] for length in (5, 60, 17, 9, 33, 2, 41)]
+    rows = [{"input_ids": row, "labels": [IGNORED, *row[1:]], "position_ids": [*range(len(row))]} for row in ids]
+    alone = Collate(PAD, 64)
+    shared = sharing(alone, model, rows, [len(row) for row in ids])
+    assert shared == Collate(PAD, 64, shared=True)
+    batches = [collate(rows) for collate in (alone, shared)]
+    assert batches[1]["input_ids"].shape[0] < len(rows)
+    assert batches[1]["input_ids"].numel() < batches[0]["input_ids"].numel()
+    assert int(batches[1]["position_ids"].max()) < 64
+    with torch.no_grad():
+        losses = [float(model(**batch, use_cache=False).loss) for batch in batches]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_rows_stay_alone_where_the_model_would_mix_them():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    mixing = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)).eval()
+    rows = [{"input_ids": [*range(4, 4 + length)], "labels": [], "position_ids": []} for length in (20, 30)]
+    assert sharing(Collate(PAD, None), mixing, rows, [20, 30]) == Collate(PAD, None)

@@ -31,7 +31,7 @@ class _Rows(NamedTuple):
 
     rows: Rows
     lengths: Sequence[int]
-    collate: Callable[[Sequence[Encoded]], Any]
+    collate: Callable[[PreTrainedModel], Callable[[Sequence[Encoded]], Any]]
     loss: Callable[..., Any] | None
 
 
@@ -59,6 +59,7 @@ def train_run(
         rows=rows,
         lengths=lengths,
         places=lambda row: plan.splits.train[row].where,
+        mixed=isinstance(reader, WordsReader),
         collate=collate,
         loss=loss,
         validate=validator(plan, reader),
@@ -89,13 +90,16 @@ def _labelled(plan: LabelledPlan, reader: Reader) -> _Rows:
     collate = classify.Collate(int(str(reader.tokenizer.pad_token_id)), task.multi_label)
     loss = classify.loss_function(multi_label=task.multi_label, weights=weights, label_smoothing=task.label_smoothing)
     rows = [{"input_ids": row, "labels": goal} for row, goal in zip(ids, goals, strict=True)]
-    return _Rows(rows, [len(row) for row in ids], collate, loss)
+    return _Rows(rows, [len(row) for row in ids], lambda _: collate, loss)
 
 
 def _answered(plan: LabelledPlan, reader: WordsReader) -> _Rows:
     """Texts in their prompts with the words for their labels, which alone are learned."""
     windows = AnswerWindows(answers_of(plan, reader), packed=False, max_length=plan.max_length)
-    return _Rows(windows, windows.lengths, language.Collate(reader.chat.pad_token_id, reader.limit), None)
+    collate = language.Collate(reader.chat.pad_token_id, reader.limit)
+    return _Rows(
+        windows, windows.lengths, lambda model: language.sharing(collate, model, windows, windows.lengths), None
+    )
 
 
 def answers_of(plan: LabelledPlan, reader: WordsReader) -> Answers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftkit.console import Console
 from ftkit.files import write_json
@@ -37,15 +37,17 @@ def train_run(
         return loaded.model if adapter is None else with_new_adapter(loaded, adapter)
 
     hidden = prepared.masking
+    collate: Callable[..., Any] = language.Collate(prepared.pad_token_id, plan.max_length)
+    if hidden is not None:
+        collate = masked.CollateMasked(hidden, prepared.pad_token_id, seed)
     job = Job(
         build=build,
         adapted=adapter is not None,
         rows=windows,
         lengths=windows.lengths,
         places=lambda row: plan.corpus.train.where(int(windows.pieces.document[windows.members(row)[0]])),
-        collate=language.Collate(prepared.pad_token_id, plan.max_length)
-        if hidden is None
-        else masked.CollateMasked(hidden, prepared.pad_token_id, seed),
+        mixed=False,  # windows are about alike in length
+        collate=lambda _: collate,
         loss=None if hidden is None else masked.loss_function(),
         validate=validator(prepared, prepared.valid) if len(prepared.valid) else None,
         best_by=plan.best_by,

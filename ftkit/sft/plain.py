@@ -36,7 +36,7 @@ def plain_scores(exam: Exam, model: PreTrainedModel) -> ScoredAnswers | None:
 
 
 def _prompts(exam: Exam) -> list[list[int]]:
-    """The prompts as text, from their ends where the model's positions leave no room for all; at least one token."""
+    """The prompts as text, from their ends where the model's positions leave no room for all."""
     tokenizer = exam.chat.tokenizer
     start = start_token(tokenizer)
     found = []

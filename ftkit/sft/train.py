@@ -19,7 +19,7 @@ from ftkit.rundir import RunDir
 from ftkit.sft.exam import Exam
 from ftkit.tasks.answers import AnswerWindows
 from ftkit.tasks.batches import TRAINED_AT_ONCE
-from ftkit.tasks.language import Collate, keeps_apart
+from ftkit.tasks.language import Collate, keeps_apart, sharing
 from ftkit.train import Job, train
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
         rows=windows,
         lengths=windows.lengths,
         places=lambda window: ", ".join(side.rows[row].where for row in windows.members(window)),
-        collate=Collate(plan.chat.pad_token_id, plan.limit),
+        mixed=True,
+        collate=lambda model: sharing(Collate(plan.chat.pad_token_id, plan.limit), model, windows, windows.lengths),
         loss=None,
         validate=validator(plan),
         best_by=plan.best_by,

@@ -36,15 +36,18 @@ class Rows(Protocol):
 class TrainingRows:
     """Encoded rows in an order that pads little: sorted by length within pools of 50 batches, the batches shuffled.
 
+    ``mixed``: only the rows of one batch are sorted. Where a loss is the mean over a batch's tokens, batches of short
+    rows and of long ones would count alike, and a token of a short row for more.
     The order depends on seed and epoch alone, so a resumed run sees the rows that an uninterrupted one sees. The
     longest batch comes first in the first epoch, so that memory runs out at once or not at all. Read in sequence.
     """
 
-    def __init__(self, rows: Rows, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, rows: Rows, lengths: Sequence[int], batch_size: int, seed: int, *, mixed: bool = False) -> None:
         self._rows = rows
         self._lengths = lengths
         self._batch_size = batch_size
         self._seed = seed
+        self._pool = batch_size if mixed else _POOL * batch_size
         self._epoch = 0
         self._order = self._arrange(0)
 
@@ -70,9 +73,8 @@ class TrainingRows:
         order = list(range(len(self._rows)))
         shuffler.shuffle(order)
         batches: list[list[int]] = []
-        pool = _POOL * self._batch_size
-        for start in range(0, len(order), pool):
-            near = sorted(order[start : start + pool], key=self._lengths.__getitem__)
+        for start in range(0, len(order), self._pool):
+            near = sorted(order[start : start + self._pool], key=self._lengths.__getitem__)
             batches += [near[at : at + self._batch_size] for at in range(0, len(near), self._batch_size)]
         # Only the last batch may be short, as the rows are cut into batches again by position.
         short = [batch for batch in batches if len(batch) < self._batch_size]

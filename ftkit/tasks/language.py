@@ -8,12 +8,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ftkit.errors import Problem, TrainingFailed
-from ftkit.tasks.batches import NOT_FINITE, Encoded, batches
-from ftkit.tasks.windows import IGNORED
+from ftkit.models.base import inference_mode
+from ftkit.models.quantise import is_quantised
+from ftkit.tasks.batches import NOT_FINITE, Encoded, Rows, batches
+from ftkit.tasks.windows import IGNORED, pack
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 # Batches are as wide as a multiple of this. oneDNN keeps what it compiled for each shape that it saw: rows of up to 512
 # tokens of all widths held 2,933 MiB in training, 1,818 in steps of 16, at the same speed (2 cores, 2026-11-25).
 _WIDTHS = 16
+_SHORTEST_WINDOW = 128  # tokens of a window that rows share; attention costs the square of it
+_FEWEST = 2  # tokens of a row that can be packed
+_TRIED = 64  # tokens of each of the two texts on which it is tried whether a model keeps them apart
 # Share of the largest logit by which a document in a pack may differ from itself alone: rounding, not another's words.
 _APART = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
 
@@ -34,25 +40,61 @@ class Collate:
 
     There is no attention mask: with one, transformers would not keep packed documents apart by their positions. The
     positions of the padding go on, so that an unpacked batch looks like one document a row.
+
+    ``limit``: positions of the model, None where it has no limit. ``shared``: rows are put together into windows as
+    long as the longest of them, so that little is padded; else each stands alone.
     """
 
     pad_token_id: int
-    limit: int | None = None  # positions of the model
+    limit: int | None
+    shared: bool = False
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """``input_ids``, ``labels`` and ``position_ids`` [B, T]."""
         import torch
 
+        most = self.limit
+        if self.shared:
+            rows, most = together(rows), None  # positions start anew with each row
         width = math.ceil(max(len(row["input_ids"]) for row in rows) / _WIDTHS) * _WIDTHS
-        width = width if self.limit is None else min(width, self.limit)
+        width = width if most is None else min(width, most)
         filled: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
         for row in rows:
             missing = width - len(row["input_ids"])
-            last = row["position_ids"][-1]
             filled["input_ids"].append(row["input_ids"] + [self.pad_token_id] * missing)
             filled["labels"].append(row["labels"] + [IGNORED] * missing)
-            filled["position_ids"].append(row["position_ids"] + list(range(last + 1, last + 1 + missing)))
+            filled["position_ids"].append(row["position_ids"] + self._padding(row, missing))
         return {name: torch.tensor(values) for name, values in filled.items()}
+
+    def _padding(self, row: Encoded, missing: int) -> list[int]:
+        """Positions of the padding: they go on, or in a shared window start anew, as another row's would."""
+        if not self.shared:
+            last = int(row["position_ids"][-1])
+            return list(range(last + 1, last + 1 + missing))
+        return [place % (self.limit or missing) for place in range(missing)]
+
+
+def together(rows: Sequence[Encoded]) -> list[Encoded]:
+    """Rows one after the other in windows that hold the longest; a row's positions and labels stay its own."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    order, starts = pack(lengths, max(_SHORTEST_WINDOW, *lengths))
+    windows = [[rows[row] for row in order[start:end]] for start, end in pairwise(starts)]
+    names = ("input_ids", "labels", "position_ids")
+    return [{name: [value for row in own for value in row[name]] for name in names} for own in windows]
+
+
+def sharing(collate: Collate, model: PreTrainedModel, rows: Rows, lengths: Sequence[int]) -> Collate:
+    """The same with windows that rows share, where this model is tried and found to keep them apart.
+
+    ``lengths``: tokens of each of ``rows``.
+    """
+    inference_mode(model)
+    shortest, longest = min(lengths), max(lengths)
+    ids: list[int] = rows[lengths.index(longest)]["input_ids"]
+    half = min(longest // 2, _TRIED)
+    if shortest < _FEWEST or not keeps_apart(model, ids[:half], ids[half : 2 * half]):
+        return collate
+    return replace(collate, shared=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,5 +208,6 @@ def keeps_apart(model: PreTrainedModel, first: Sequence[int], second: Sequence[i
 
     alone = logits(second, range(len(second)))
     together = logits([*first, *second], [*range(len(first)), *range(len(second))])[len(first) :]
-    allowed = _APART[str(model.dtype).removeprefix("torch.")] * max(1.0, float(alone.abs().max()))
+    dtype = "bfloat16" if is_quantised(model) else str(model.dtype).removeprefix("torch.")
+    allowed = _APART[dtype] * max(1.0, float(alone.abs().max()))
     return float((alone - together).abs().max()) <= allowed
