@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftkit.classify.free import FreeAnswers, free_answers, scored_as_generated
+from ftkit.classify.free import FreeAnswers, constrained_answers, free_answers, scored_as_generated
 from ftkit.classify.prepare import load_base
 from ftkit.classify.reader import Reader, WordsReader
 from ftkit.console import Console
@@ -102,13 +102,15 @@ def evaluate(
         for name, found in baselines.items()
     }
     scored["adapter"] = scored_on(plan, references, adapter, thresholds, says)
-    if says is not None:
-        scored["adapter_generated"] = scored_as_generated(plan, references, says)
+    written = None
+    if isinstance(reader, WordsReader):
+        written = constrained_answers(reader, model, rows, console, "the adapter")
+        scored["adapter_generated"] = scored_as_generated(plan, references, written)
     others = {seed: _of_seed(plan, reader, folder, rows, references, machine) for seed, folder in seeds.items()}
     report = _report(plan, scored, thresholds, seconds, others)
     baseline = apply_thresholds(baselines["baseline"], multi_label=multi_label)
     predictions = apply_thresholds(adapter, thresholds, multi_label=multi_label)
-    write_jsonl(run.predictions, _predictions(plan, adapter, predictions, baseline, says))
+    write_jsonl(run.predictions, _predictions(plan, adapter, predictions, baseline, says, written))
     write_json(run.eval, as_json(report))
     return Evaluation(report, model, rows, logits)
 
@@ -221,7 +223,12 @@ def _report(
 
 
 def _predictions(
-    plan: LabelledPlan, found: Floats, predictions: Integers, baseline: Integers, says: FreeAnswers | None
+    plan: LabelledPlan,
+    found: Floats,
+    predictions: Integers,
+    baseline: Integers,
+    says: FreeAnswers | None,
+    written: Integers | None,
 ) -> Iterator[dict[str, Any]]:
     """A line for each test row; where a decoder answers with words also what it writes."""
     multi_label = plan.task.multi_label
@@ -238,6 +245,6 @@ def _predictions(
             "baseline": theirs[number],
             "correct": ours[number] == reference,
         }
-        if says is not None:
-            line |= {"generated": plan.labels[says.constrained[number]], "said": says.texts[number]}
+        if says is not None and written is not None:
+            line |= {"generated": plan.labels[written[number]], "said": says.texts[number]}
         yield line

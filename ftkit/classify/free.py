@@ -11,7 +11,7 @@ from ftkit.console import Console
 from ftkit.evals.classification import Scored, score_classification
 from ftkit.evals.section import METRICS_OF
 from ftkit.plan.labelled import LabelledPlan
-from ftkit.tasks.generation import generate
+from ftkit.tasks.generation import Allowed, Generated, generate
 from ftkit.tasks.words import constrained, label_named, label_of
 
 if TYPE_CHECKING:
@@ -26,11 +26,10 @@ _OF_ANSWERS = frozenset({"accuracy", "precision", "recall", "f1", "mcc"})
 
 @dataclass(frozen=True, slots=True)
 class FreeAnswers:
-    """``texts``: written freely; ``outside`` [n]: which of them are no label; ``constrained`` [n]: label numbers."""
+    """``texts``: written freely; ``outside`` [n]: which of them are no label."""
 
     texts: list[str]
     outside: Bools
-    constrained: Integers
 
 
 def free_answers(
@@ -41,40 +40,60 @@ def free_answers(
 
     if not isinstance(reader, WordsReader):
         return None
+    found = _written(reader, model, prompts, console, f"answers of {who}", more=_LONGER)
+    texts = [reader.chat.said(answer.ids) for answer in found]
+    return FreeAnswers(texts, np.array([label_named(text, reader.said) is None for text in texts]))
+
+
+def constrained_answers(
+    reader: WordsReader, model: PreTrainedModel, prompts: Sequence[Sequence[int]], console: Console, who: str
+) -> Integers:
+    """The numbers of the labels that the model writes where nothing but labels is allowed [n], greedy."""
+    import numpy as np
+
     words = reader.answers()
-    longest = max(map(len, words))
-    with console.progress(f"answers of {who}", 2 * len(prompts)) as advance:
-        free, held = (
-            generate(
-                model,
-                prompts,
-                max_new_tokens=longest + more,
-                limit=reader.limit,
-                stop_ids=reader.chat.stop_ids,
-                pad_token_id=reader.chat.pad_token_id,
-                advance=advance,
-                allowed=allowed,
-            )
-            for more, allowed in ((_LONGER, None), (0, constrained(words)))
-        )
-    texts = [reader.chat.said(answer.ids) for answer in free]
-    numbers = [label_of(answer.ids, words) for answer in held]
+    what = f"constrained answers of {who}"
+    found = _written(reader, model, prompts, console, what, more=0, allowed=constrained(words))
+    numbers = [label_of(answer.ids, words) for answer in found]
     assert None not in numbers, "a constrained answer is a label's"
-    outside = np.array([label_named(text, reader.said) is None for text in texts])
-    return FreeAnswers(texts, outside, np.array(numbers, dtype=np.int64))
+    return np.array(numbers, dtype=np.int64)
 
 
-def scored_as_generated(plan: LabelledPlan, references: Integers, says: FreeAnswers) -> Scored:
+def _written(
+    reader: WordsReader,
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    console: Console,
+    what: str,
+    *,
+    more: int,
+    allowed: Allowed | None = None,
+) -> list[Generated]:
+    """Answers of as many tokens as the longest label has, and ``more``."""
+    with console.progress(what, len(prompts)) as advance:
+        return generate(
+            model,
+            prompts,
+            max_new_tokens=max(map(len, reader.answers())) + more,
+            limit=reader.limit,
+            stop_ids=reader.chat.stop_ids,
+            pad_token_id=reader.chat.pad_token_id,
+            advance=advance,
+            allowed=allowed,
+        )
+
+
+def scored_as_generated(plan: LabelledPlan, references: Integers, numbers: Integers) -> Scored:
     """The constrained answers by the recipe's metrics, those that need probabilities left out."""
     import numpy as np
 
     chosen = plan.recipe.eval.metrics or METRICS_OF["classify"]
     metrics = tuple(name for name in chosen if name in _OF_ANSWERS) or ("accuracy",)
-    certain = np.eye(len(plan.labels))[says.constrained]  # (n, K)
+    certain = np.eye(len(plan.labels))[numbers]  # (n, K)
     return score_classification(
         references,
         certain,
-        says.constrained,
+        numbers,
         plan.labels,
         multi_label=False,
         settings=plan.recipe.eval.model_copy(update={"metrics": metrics}),
