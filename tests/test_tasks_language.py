@@ -350,15 +350,19 @@ def test_padding_stands_on_the_right_and_goes_on_counting():
     assert Collate(pad_token_id=1, limit=None)(rows)["input_ids"].shape == (2, 16)
 
 
-def test_rows_that_share_windows_are_trained_as_those_that_stand_alone():
-    """Rows of all lengths in one batch: fewer and fuller windows, and the loss that each row gives by itself."""
-    model = pico_model("llama")
+@pytest.mark.parametrize(
+    ("family", "attention", "arranged"),
+    [("llama", "sdpa", "line"), ("gpt2", "sdpa", "line"), ("llama", "eager", "windows")],
+)
+def test_rows_that_are_put_together_are_trained_as_those_that_stand_alone(family, attention, arranged):
+    """Rows of all lengths in one batch: fewer and fuller rows, and the loss that each row gives by itself."""
+    model = pico_model(family, attention)
     chance = random.Random(4)
     ids = [[chance.randrange(4, 60) for _ in range(length)] for length in (5, 60, 17, 9, 33, 2, 41)]
     rows = [{"input_ids": row, "labels": [IGNORED, *row[1:]], "position_ids": [*range(len(row))]} for row in ids]
     alone = Collate(PAD, 64)
     shared = sharing(alone, model, rows, [len(row) for row in ids])
-    assert shared == Collate(PAD, 64, shared=True)
+    assert shared == Collate(PAD, 64, arranged=arranged)
     batches = [collate(rows) for collate in (alone, shared)]
     assert batches[1]["input_ids"].shape[0] < len(rows)
     assert batches[1]["input_ids"].numel() < batches[0]["input_ids"].numel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,9 @@ class BaseFiles:
         raise MachineError(f"{self.name} has no safetensors weights", [Problem("", "base", f"{self.folder}: {fix}")])
 
     def sha256(self) -> str:
-        """One hash over the weights."""
-        weights = self.weights()
-        return sha256_file(weights[0]) if len(weights) == 1 else sha256_files(weights)
+        """One hash over the weights; computed once in a process while the files stay as they are."""
+        found = [(path, path.stat()) for path in self.weights()]
+        return _sha256(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in found))
 
     def licence(self) -> str | None:
         """The licence that the model's card declares in its front matter, or None."""
@@ -104,6 +105,13 @@ class BaseFiles:
             r"^license:\s*(\S+)", card.read_text(encoding="utf-8", errors="replace")[:20_000], re.MULTILINE
         )
         return match.group(1) if match else None
+
+
+@cache
+def _sha256(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """The hash of files with their sizes and times of change, which tell whether they are the same still."""
+    paths = [path for path, *_ in files]
+    return sha256_file(paths[0]) if len(paths) == 1 else sha256_files(paths)
 
 
 def _whole(file: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ftkit.console import Console
 from ftkit.files import write_json
 from ftkit.models.base import inference_mode, with_new_adapter
+from ftkit.models.fingerprint import write_fingerprint
 from ftkit.models.hardware import Machine
 from ftkit.plan.text import TextPlan
 from ftkit.pretrain.prepare import Prepared, load_base
@@ -37,9 +38,14 @@ def train_run(
         return loaded.model if adapter is None else with_new_adapter(loaded, adapter)
 
     hidden = prepared.masking
-    collate: Callable[..., Any] = language.Collate(prepared.pad_token_id, plan.max_length)
-    if hidden is not None:
-        collate = masked.CollateMasked(hidden, prepared.pad_token_id, seed)
+
+    def collate(model: PreTrainedModel) -> Callable[..., Any]:
+        if hidden is not None:
+            return masked.CollateMasked(hidden, prepared.pad_token_id, seed)
+        return language.sharing(
+            language.Collate(prepared.pad_token_id, plan.max_length), model, windows, windows.lengths
+        )
+
     job = Job(
         build=build,
         adapted=adapter is not None,
@@ -47,7 +53,7 @@ def train_run(
         lengths=windows.lengths,
         places=lambda row: plan.corpus.train.where(int(windows.pieces.document[windows.members(row)[0]])),
         mixed=False,  # windows are about alike in length
-        collate=lambda _: collate,
+        collate=collate,
         loss=None if hidden is None else masked.loss_function(),
         validate=validator(prepared, prepared.valid) if len(prepared.valid) else None,
         best_by=plan.best_by,
@@ -61,6 +67,8 @@ def train_run(
     folder.folder.mkdir(parents=True, exist_ok=True)
     summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
     prepared.tokenizer.save_pretrained(folder.model if adapter is None else folder.adapter)
+    if plan.files is not None:
+        write_fingerprint(folder.adapter, plan.files)
     write_json(folder.train, as_json(summary))
 
 

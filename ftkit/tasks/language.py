@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftkit.errors import Problem, TrainingFailed
+from ftkit.models.attention import attend_by_document, attend_by_mask
 from ftkit.models.base import inference_mode
 from ftkit.models.quantise import is_quantised
 from ftkit.tasks.batches import NOT_FINITE, Encoded, Rows, batches
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Batches are as wide as a multiple of this. oneDNN keeps what it compiled for each shape that it saw: rows of up to 512
 # tokens of all widths held 2,933 MiB in training, 1,818 in steps of 16, at the same speed (2 cores, 2026-11-25).
 _WIDTHS = 16
+_LINES = 64  # the same for rows in one line, of which there are few a step
 _SHORTEST_WINDOW = 128  # tokens of a window that rows share; attention costs the square of it
 _FEWEST = 2  # tokens of a row that can be packed
 _TRIED = 64  # tokens of each of the two texts on which it is tried whether a model keeps them apart
@@ -41,23 +43,27 @@ class Collate:
     There is no attention mask: with one, transformers would not keep packed documents apart by their positions. The
     positions of the padding go on, so that an unpacked batch looks like one document a row.
 
-    ``limit``: positions of the model, None where it has no limit. ``shared``: rows are put together into windows as
-    long as the longest of them, so that little is padded; else each stands alone.
+    ``limit``: positions of the model, None where it has no limit. ``arranged``: rows stand alone; or they are put
+    together, so that little is padded, into windows as long as the longest of them or all into one line.
     """
 
     pad_token_id: int
     limit: int | None
-    shared: bool = False
+    arranged: Literal["alone", "windows", "line"] = "alone"
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """``input_ids``, ``labels`` and ``position_ids`` [B, T]."""
         import torch
 
-        most = self.limit
-        if self.shared:
-            rows, most = together(rows), None  # positions start anew with each row
-        width = math.ceil(max(len(row["input_ids"]) for row in rows) / _WIDTHS) * _WIDTHS
-        width = width if most is None else min(width, most)
+        lengths = [len(row["input_ids"]) for row in rows]
+        if self.arranged == "line":
+            rows = together(rows, sum(lengths))
+        elif self.arranged == "windows":
+            rows = together(rows, max(_SHORTEST_WINDOW, *lengths))
+        step = _LINES if self.arranged == "line" else _WIDTHS
+        width = math.ceil(max(len(row["input_ids"]) for row in rows) / step) * step
+        if self.arranged == "alone" and self.limit is not None:  # else positions start anew with each row
+            width = min(width, self.limit)
         filled: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
         for row in rows:
             missing = width - len(row["input_ids"])
@@ -67,34 +73,41 @@ class Collate:
         return {name: torch.tensor(values) for name, values in filled.items()}
 
     def _padding(self, row: Encoded, missing: int) -> list[int]:
-        """Positions of the padding: they go on, or in a shared window start anew, as another row's would."""
-        if not self.shared:
+        """Positions of the padding: they go on, or after several rows start anew, as another row's would."""
+        if self.arranged == "alone":
             last = int(row["position_ids"][-1])
             return list(range(last + 1, last + 1 + missing))
         return [place % (self.limit or missing) for place in range(missing)]
 
 
-def together(rows: Sequence[Encoded]) -> list[Encoded]:
-    """Rows one after the other in windows that hold the longest; a row's positions and labels stay its own."""
-    lengths = [len(row["input_ids"]) for row in rows]
-    order, starts = pack(lengths, max(_SHORTEST_WINDOW, *lengths))
+def together(rows: Sequence[Encoded], most: int) -> list[Encoded]:
+    """Rows one after the other in windows of at most ``most`` tokens; positions and labels stay a row's own."""
+    order, starts = pack([len(row["input_ids"]) for row in rows], most)
     windows = [[rows[row] for row in order[start:end]] for start, end in pairwise(starts)]
     names = ("input_ids", "labels", "position_ids")
     return [{name: [value for row in own for value in row[name]] for name in names} for own in windows]
 
 
 def sharing(collate: Collate, model: PreTrainedModel, rows: Rows, lengths: Sequence[int]) -> Collate:
-    """The same with windows that rows share, where this model is tried and found to keep them apart.
+    """The same for rows that are put together, where this model is tried and found to keep them apart.
 
-    ``lengths``: tokens of each of ``rows``.
+    On a processor the model attends by document from then on, and all rows stand in one line; where it cannot, and on
+    a GPU, for which that would be many small pieces of work, rows share windows. ``lengths``: tokens of ``rows``.
     """
     inference_mode(model)
-    shortest, longest = min(lengths), max(lengths)
+    longest = max(lengths)
     ids: list[int] = rows[lengths.index(longest)]["input_ids"]
     half = min(longest // 2, _TRIED)
-    if shortest < _FEWEST or not keeps_apart(model, ids[:half], ids[half : 2 * half]):
+    if min(lengths) < _FEWEST or half == 0:
         return collate
-    return replace(collate, shared=True)
+    first, second = ids[:half], ids[half : 2 * half]
+    if model.device.type == "cpu":
+        alone = _logits_of(model, second)
+        if attend_by_document(_beneath(model)):
+            if _equal(model, alone, _logits_after(model, first, second)):
+                return replace(collate, arranged="line")
+            attend_by_mask(_beneath(model))
+    return replace(collate, arranged="windows") if keeps_apart(model, first, second) else collate
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +202,13 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, places: Sequence[int]) ->
 
 def takes(model: PreTrainedModel, name: str) -> bool:
     """Whether the model can be given this input; an adapter's model is asked for the base below it."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return name in inspect.signature(base.forward).parameters
+    return name in inspect.signature(_beneath(model).forward).parameters
+
+
+def _beneath(model: PreTrainedModel) -> PreTrainedModel:
+    """The base below an adapter, or the model itself."""
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
 
 
 def keeps_apart(model: PreTrainedModel, first: Sequence[int], second: Sequence[int]) -> bool:
@@ -198,16 +216,26 @@ def keeps_apart(model: PreTrainedModel, first: Sequence[int], second: Sequence[i
 
     It depends on the model type and its attention, so the model itself is asked. ``first`` and ``second``: token ids.
     """
+    return _equal(model, _logits_of(model, second), _logits_after(model, first, second))
+
+
+def _logits_after(model: PreTrainedModel, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
+    """Logits [T, V] of the second of two documents in one row."""
+    return _logits_of(model, [*first, *second], [*range(len(first)), *range(len(second))])[len(first) :]
+
+
+def _logits_of(model: PreTrainedModel, ids: Sequence[int], positions: Sequence[int] = ()) -> torch.Tensor:
+    """Logits [T, V] of one row, whose positions count from 0 unless they are given."""
     import torch
 
-    def logits(ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        given = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
-        with torch.inference_mode():
-            found = model(**{name: value.to(model.device) for name, value in given.items()}, use_cache=False)
-        return torch.as_tensor(found.logits[0].float())
+    given = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions or range(len(ids))])}
+    with torch.inference_mode():
+        found = model(**{name: value.to(model.device) for name, value in given.items()}, use_cache=False)
+    return torch.as_tensor(found.logits[0].float())
 
-    alone = logits(second, range(len(second)))
-    together = logits([*first, *second], [*range(len(first)), *range(len(second))])[len(first) :]
+
+def _equal(model: PreTrainedModel, alone: torch.Tensor, together: torch.Tensor) -> bool:
+    """Whether logits differ by no more than rounding in the model's type makes them."""
     dtype = "bfloat16" if is_quantised(model) else str(model.dtype).removeprefix("torch.")
     allowed = _APART[dtype] * max(1.0, float(alone.abs().max()))
     return float((alone - together).abs().max()) <= allowed
