@@ -63,7 +63,10 @@ def _attention(
     position_ids: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention [B, T, H, D] of ``query``, ``key`` and ``value`` [B, H, T, D]; documents begin where positions do."""
+    """Attention [B, T, H, D] of ``query``, ``key`` and ``value`` [B, H, T, D]; documents begin where positions do.
+
+    Cut with split: the gradient of as many slices would be as many tensors of zeros, and their sum.
+    """
     import torch
     from transformers import AttentionInterface
 
@@ -73,18 +76,18 @@ def _attention(
         documents = _documents(position_ids)
     if documents is None:
         return plain(module, query, key, value, attention_mask, position_ids=position_ids, **others)
-    rows = []
-    for row, ends in enumerate(documents):
-        parts = (
-            (states[row : row + 1, :, begin:end] for states in (query, key, value)) for begin, end in pairwise(ends)
-        )
-        rows.append(torch.cat([plain(module, *part, None, **others)[0] for part in parts], dim=1))
-    return torch.cat(rows), None
+    rows = zip(documents, *(torch.split(states, 1) for states in (query, key, value)), strict=True)
+    found = []
+    for lengths, *row in rows:
+        parts = zip(*(torch.split(states, lengths, dim=2) for states in row), strict=True)
+        found.append(torch.cat([plain(module, *part, None, **others)[0] for part in parts], dim=1))
+    return torch.cat(found), None
 
 
 def _documents(position_ids: torch.Tensor) -> list[list[int]] | None:
-    """Where the documents of each row begin, and its length; None where each row is one document."""
-    anew = position_ids.diff() != 1
+    """The lengths of the documents of each row; None where each row is one document."""
+    anew = position_ids.diff() != 1  # (B, T - 1)
     if not bool(anew.any()):
         return None
-    return [[0, *(row.nonzero().flatten() + 1).tolist(), len(row) + 1] for row in anew]
+    starts = ([0, *(row.nonzero().flatten() + 1).tolist(), len(row) + 1] for row in anew)
+    return [[end - begin for begin, end in pairwise(row)] for row in starts]
