@@ -242,6 +242,11 @@ def test_all_metrics_with_intervals_around_them(good):
     assert json.loads(json.dumps(as_json(good.scores), allow_nan=False))["metrics"] == good.scores.metrics
 
 
+def test_without_resamples_the_same_figures_come_without_intervals(good):
+    found = score(model(skill=0.9), resamples=0)
+    assert (found.scores.metrics, found.scores.ci95) == (good.scores.metrics, {})
+
+
 def test_the_likelihood_is_that_of_the_references(good):
     rows = model(skill=0.9)
     total = math.fsum(rows["nll"])

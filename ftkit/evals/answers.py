@@ -54,7 +54,8 @@ def score_answers(
 
     ``predictions`` and ``ended`` [n]: the generated answers, and which of them ended by themselves; None where no
     selected metric needs them. ``nll``, ``tokens`` and ``bytes_`` [n]: nats, tokens and bytes of the first reference. A
-    metric that these rows leave undefined is None; it has no interval, nor has any of fewer than ``FEWEST`` rows.
+    metric that these rows leave undefined is None; it has no interval, nor has any of fewer than ``FEWEST`` rows or
+    with 0 ``resamples``.
     Raises RecipeError for a metric of another task.
     """
     import numpy as np
@@ -72,7 +73,7 @@ def score_answers(
     # Every row once is the metric itself, and what is slow (rouge_l grows with the square of a text) is done once.
     found = {name: float(by_name[name](np.ones((1, len(references))))[0]) for name in selected}
     values = {name: None if np.isnan(value) else value for name, value in found.items()}
-    enough = len(references) >= FEWEST
+    enough = len(references) >= FEWEST and resamples > 0
     defined = {name: by_name[name] for name, value in values.items() if enough and value is not None}
     resampled = resample(defined, len(references), seed=seed, resamples=resamples)
     scores = ModelScores(

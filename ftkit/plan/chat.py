@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ftkit.data.conversations import to_conversations
@@ -127,7 +128,7 @@ def plan_chat(loaded: LoadedRecipe, *, weights: bool) -> ChatPlan:
     a base that is not to be had.
     """
     recipe, folder = loaded.recipe, loaded.path.resolve().parent
-    task, base, adapter, data = recipe.task, recipe.base, recipe.adapter, recipe.data
+    task, base, adapter = recipe.task, recipe.base, recipe.adapter
     assert isinstance(task, Sft)  # the recipe's rules see to all three
     assert isinstance(base, Base)
     assert adapter is not None
@@ -135,17 +136,10 @@ def plan_chat(loaded: LoadedRecipe, *, weights: bool) -> ChatPlan:
     files.config()
     if weights:
         files.weights()
-    splits = make_splits(
-        data,
-        folder,
-        lambda rows, shown: to_conversations(rows, shown, data, prompt=task.prompt, system=task.system),
-        seed=recipe.train.seed,
-        multi_label=False,
-    )
+    splits, rows = _read(recipe, task, folder)
     limit = max_positions(files.folder)
     _check_length(loaded, limit)
     chat = load_chat(files, task.template, folder, max_length=limit, trust_remote_code=base.trust_remote_code)
-    rows = {side: tuple(row for row in own if isinstance(row, Conversation)) for side, own in splits.named().items()}
     encoded = {side: _encoded(chat, task, own) for side, own in rows.items()}
     max_length, decisions = _max_length(recipe, encoded["train"], limit)
     sides = {
@@ -154,9 +148,10 @@ def plan_chat(loaded: LoadedRecipe, *, weights: bool) -> ChatPlan:
     }
     sides["train"] = _with_something_to_learn(loaded, task, sides["train"])
     _check_sides(sides)
-    max_exact, max_near = parse_share(data.max_leakage) or 0.0, parse_share(data.max_near_leakage or "")
     leakage, leaks = find_leakage(
-        {name: side.rows for name, side in sides.items()}, max_exact=max_exact, max_near=max_near
+        {name: side.rows for name, side in sides.items()},
+        max_exact=parse_share(recipe.data.max_leakage) or 0.0,
+        max_near=parse_share(recipe.data.max_near_leakage or ""),
     )
     new_tokens, more = _max_new_tokens(recipe, sides["train"].answers, limit)
     own = (chat.decision,) if chat.decision else ()
@@ -180,6 +175,20 @@ def plan_chat(loaded: LoadedRecipe, *, weights: bool) -> ChatPlan:
         decisions=(*chosen, *common.defaults(recipe, chosen)),
         findings=findings,
     )
+
+
+def _read(recipe: Recipe, task: Sft, folder: Path) -> tuple[Splits, dict[Side, tuple[Conversation, ...]]]:
+    """The rows of each side, and what else is to be told of them. Raises DataError for those that cannot be read."""
+    data = recipe.data
+    splits = make_splits(
+        data,
+        folder,
+        lambda rows, shown: to_conversations(rows, shown, data, prompt=task.prompt, system=task.system),
+        seed=recipe.train.seed,
+        multi_label=False,
+    )
+    named = splits.named().items()
+    return splits, {side: tuple(row for row in own if isinstance(row, Conversation)) for side, own in named}
 
 
 def answered_side(chat: Chat, task: Sft, rows: Sequence[Conversation], most: int | None) -> AnsweredSide:

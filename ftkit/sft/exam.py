@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ftkit.evals.answers import ScoredAnswers, score_answers
 from ftkit.evals.section import GENERATED, Eval, MetricName, selected_answer_metrics
+from ftkit.evals.statistics import RESAMPLES
 from ftkit.plan.chat import AnsweredSide
 from ftkit.tasks.chat import Chat
 from ftkit.tasks.generation import Generated, generate
@@ -124,8 +125,12 @@ class Exam:
         generated: Sequence[Generated] | None,
         *,
         metrics: tuple[MetricName, ...] | None = None,
+        resamples: int = RESAMPLES,
     ) -> Result:
-        """What a model made of the rows, by the metrics of the settings or by ``metrics``, with intervals."""
+        """What a model made of the rows, by the metrics of the settings or by ``metrics``.
+
+        Their intervals are of so many ``resamples``; there are none with 0.
+        """
         import numpy as np
 
         texts = None if generated is None else self.texts([each.ids for each in generated])
@@ -139,6 +144,7 @@ class Exam:
             bytes_=self.bytes,
             settings=self.settings if metrics is None else self.settings.model_copy(update={"metrics": metrics}),
             seed=self.seed,
+            resamples=resamples,
         )
         return Result(scores, texts, ended, scored)
 

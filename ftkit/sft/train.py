@@ -112,7 +112,7 @@ def validator(plan: ChatPlan) -> Callable[[PreTrainedModel], dict[str, float]] |
         figures = {"loss": loss, "perplexity": math.exp(min(loss, 700))}
         if chosen != "loss" and chosen not in figures:
             generated = exam.answer(model) if chosen in GENERATED else None
-            found = exam.result(scores, generated, metrics=(chosen,)).scored.scores.metrics
+            found = exam.result(scores, generated, metrics=(chosen,), resamples=0).scored.scores.metrics
             figures |= {name: value for name, value in found.items() if value is not None}
         return figures
 
