@@ -53,14 +53,8 @@ def evaluate_chats(
     run reported. Raises RecipeError where these cannot be read again, DataError for rows that cannot be used.
     """
     trained = trained_by(run)
-    rows = _own_rows(trained) if source is None else _rows_of(trained, source)
-    chat, data, seed = chat_of(trained), trained.plan["data"], int(trained.plan["seed"])
-    limit = data["lengths"]["positions"]
-    side = answered_side(chat, trained.section("task", Sft), rows, limit)
-    if source is None:
-        _check_same(trained, side)
-    exam = Exam(chat, side, limit, int(data["max_new_tokens"]), trained.section("eval", Eval), seed)
-    load = loader_of(trained, chat, machine)
+    exam = exam_of(trained, source)
+    load = loader_of(trained, exam.chat, machine)
     base = load(trained.base(), False).model
     inference_mode(base)
     baseline = _sit(exam, base, console, "the base")
@@ -68,8 +62,23 @@ def evaluate_chats(
     ours = _sit(exam, trained.model(load, machine), console, "the trained model")
     scored = {"baseline": baseline.scored, trained.name: ours.scored}
     comparison = {f"{trained.name}_vs_baseline": compare_answers(ours.scored, baseline.scored)}
-    report = _report(scored, comparison, source or "test", examples_sha256(side.rows), seed)
+    report = _report(scored, comparison, source or "test", examples_sha256(exam.side.rows), exam.seed)
     return report, None if source else _difference(run, ours)
+
+
+def exam_of(trained: Trained, source: str | None) -> Exam:
+    """The rows of ``source``, or the run's own test rows, as its evaluation asked them.
+
+    Raises RecipeError where its own rows cannot be read again, DataError for rows that cannot be used.
+    """
+    rows = _own_rows(trained) if source is None else _rows_of(trained, source)
+    chat, data = chat_of(trained), trained.plan["data"]
+    limit = data["lengths"]["positions"]
+    side = answered_side(chat, trained.section("task", Sft), rows, limit)
+    if source is None:
+        _check_same(trained, side)
+    settings, seed = trained.section("eval", Eval), int(trained.plan["seed"])
+    return Exam(chat, side, limit, int(data["max_new_tokens"]), settings, seed)
 
 
 def compare_chats(runs: Sequence[RunDir], names: Sequence[str]) -> EvalReport:

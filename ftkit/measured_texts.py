@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ftkit.data.corpus import read_held_out
+from ftkit.data.corpus import read_corpus, read_held_out
 from ftkit.data.section import Data
-from ftkit.errors import DataError, Problem, RecipeError
+from ftkit.errors import DataError, MachineError, Problem, RecipeError
 from ftkit.evals.language import ScoredWindows, compare_language, score_language
 from ftkit.evals.section import Eval
 from ftkit.files import read_json
 from ftkit.generate import load_base, load_generator
 from ftkit.models.hardware import Machine
+from ftkit.provenance import recipe_of
 from ftkit.records import EvalReport, Verdict
 from ftkit.rundir import RunDir, read_predictions
 from ftkit.tasks import masked
 from ftkit.tasks.heldout import HeldOut, held_out, score_held_out
 from ftkit.tasks.tokens import tokenise
+from ftkit.trained import Trained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def evaluate_texts(run: RunDir, source: str | None, machine: Machine) -> EvalReport:
@@ -55,6 +60,36 @@ def evaluate_texts(run: RunDir, source: str | None, machine: Machine) -> EvalRep
         found = {"baseline": scored(base), **found}
         comparison = {f"{name}_vs_baseline": compare_language(found[name], found["baseline"])}
     return _report(found, comparison, side, source, seed, documents.sha256())
+
+
+def own_windows(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
+    """The run's own test windows, cut anew from the sources of its recipe.
+
+    Raises RecipeError where these cannot be read again, or give other texts.
+    """
+    plan = trained.plan
+    task, seed, length = plan["recipe"]["task"], int(plan["seed"]), int(plan["data"]["lengths"]["max_length"])
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+    folder = Path(recipe_of(plan["command"])).resolve().parent
+    try:
+        documents = read_corpus(trained.section("data", Data), folder, seed=seed, count_tokens=count).test
+    except (DataError, MachineError) as error:
+        raise _nothing(f"The run's own texts cannot be read again: {error.headline}.") from error
+    if documents.sha256() != plan["data"]["sha256"]:
+        raise _nothing("The run's own texts have changed since.")
+    masking = None
+    if task["objective"] == "masked":
+        masking = masked.masking(tokenizer, share=task["mask_share"], whole_word=task["whole_word"])
+    tokens = tokenise(documents, tokenizer)
+    return held_out(documents, tokens, tokenizer, task["objective"], length, masking=masking, seed=seed)
+
+
+def _nothing(why: str) -> RecipeError:
+    fix = f"{why} Name texts to measure on: --data FILE. The run's own figures: ftkit show."
+    return RecipeError("nothing to measure on", [Problem("", "--data", fix)])
 
 
 def compare_texts(runs: Sequence[RunDir], names: Sequence[str]) -> EvalReport:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 from ftkit.console import Console
 from ftkit.errors import NotProved
 from ftkit.files import sha256_files, write_json, writing_folder
-from ftkit.merging import MARGIN, holds, shortfalls, stored_dtype, tolerance, write_merged
+from ftkit.merging import (
+    MARGIN,
+    Unquantised,
+    against_quantised,
+    holds,
+    shortfalls,
+    stored_dtype,
+    tolerance,
+    write_merged,
+)
 from ftkit.models.adapters import Adapter
 from ftkit.models.hardware import peak_rss_mb
 from ftkit.models.locate import BaseFiles
@@ -21,7 +30,7 @@ from ftkit.rundir import RunDir
 from ftkit.tasks.language import Scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 _EVERY = -1.0  # a margin that every token has
 
@@ -30,17 +39,19 @@ _EVERY = -1.0  # a margin that every token has
 class Trained:
     """What was trained and measured.
 
-    ``model``: the adapter on its full-precision base, which is what is merged, and ``expected`` its scores;
-    ``measured``: those of the adapter as it was evaluated, on a quantised base where the recipe asks for one.
+    ``chosen``: the adapter on a base in full precision, which is what is merged, and ``expected`` its scores;
+    ``measured``: those of the adapter as it was evaluated, on a quantised base where the recipe asks for one;
+    ``tolerance``: by which share the perplexity may differ.
     """
 
-    model: PreTrainedModel
+    chosen: Unquantised
     expected: Scores
     measured: Scores
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     files: BaseFiles
     trust_remote_code: bool
+    tolerance: float
 
 
 def merge_language(
@@ -61,13 +72,14 @@ def merge_language(
     started = time.perf_counter()
     dtype = stored_dtype(trained.files)
     with writing_folder(run.merged) as folder:
-        write_merged(trained.model, trained.tokenizer, folder, dtype)
+        how = write_merged(trained.chosen, run.adapter, trained.files, trained.tokenizer, folder)
         seconds = time.perf_counter() - started
         console.note("a fresh process scores the merged model from disk")
         found = process.language(folder, rows, trust_remote_code=trained.trust_remote_code)
         scores = score(found)
         document = _document(run, report, trained, found, str(dtype).removeprefix("torch."))
         document |= {
+            "merge": how,
             "base_sha256": trained.files.sha256(),
             "peak_rss_mb": max(peak_rss_mb(), found.peak_rss_mb),
             "seconds": round(seconds, 3),
@@ -88,13 +100,17 @@ def _document(run: RunDir, report: EvalReport, trained: Trained, found: Afresh, 
 
     ``metric_diff``: by which share the perplexity changes, as perplexities of any size are rounded alike.
     """
-    allowed = tolerance(dtype)
+    allowed = tolerance(dtype, trained.tolerance)
     differences = _differences(trained.expected, found.scores, margin=MARGIN if dtype == "float32" else _EVERY)
     tokens = sum(map(len, found.scores.best))
     rise = math.expm1((found.scores.nll.sum() - trained.measured.nll.sum()) / tokens)
     # Against quantised weights only a rise counts: full-precision weights may well score better.
     metric_diff = rise if trained.adapter.quantize else abs(rise)
-    quantised = {"quantised": _differences(trained.measured, found.scores, margin=_EVERY)}
+    against = {}
+    if trained.adapter.quantize:
+        apart = _differences(trained.measured, found.scores, margin=_EVERY)
+        before, after = (_perplexity(scores, tokens) for scores in (trained.measured, found.scores))
+        against = against_quantised(trained.chosen, apart, "perplexity", before, after)
     return {
         "method": trained.adapter.type,
         "dtype": dtype,
@@ -107,8 +123,12 @@ def _document(run: RunDir, report: EvalReport, trained: Trained, found: Afresh, 
         "rows": len(found.scores.nll),
         "tokens": tokens,
         "adapter_sha256": sha256_files(sorted(run.adapter.glob("*.safetensors"))),
-        **(quantised if trained.adapter.quantize else {}),
+        **against,
     }
+
+
+def _perplexity(scores: Scores, tokens: int) -> float:
+    return math.exp(min(float(scores.nll.sum()) / tokens, 700))  # e^709 is the largest number
 
 
 def _differences(expected: Scores, found: Scores, *, margin: float) -> dict[str, float]:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ftkit.errors import Problem
+from ftkit.errors import DataError, Problem
+from ftkit.export.stream import merge_streamed
+from ftkit.export.tensors import read_index
+from ftkit.export.updates import NoStreamedForm, changes_of, read_adapter
+from ftkit.models.adapters import Adapter
 from ftkit.models.base import Loaded, inference_mode, merged_into_base, with_saved_adapter
 from ftkit.models.locate import BaseFiles
 from ftkit.models.quantise import dequantised
+from ftkit.tasks.section import Into, Merge
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Largest |logit difference| and least agreement of the most probable answer, by the merged weights' dtype.
-FLOAT32 = {"max_abs_logit_diff": 1e-3, "argmax_agreement": 1.0, "metric_diff": 0.005}
-ROUNDED = {"argmax_agreement": 0.995, "metric_diff": 0.005}
+FLOAT32 = {"max_abs_logit_diff": 1e-3, "argmax_agreement": 1.0}
+ROUNDED = {"argmax_agreement": 0.995}
 POSITIONS = 512  # places whose logits the merged model must reproduce
 MARGIN = 2e-3  # in float32 the answers must agree where the two most probable differ by more
 
@@ -28,8 +35,9 @@ def spread(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return [*places[::step][:POSITIONS]]
 
 
-def tolerance(dtype: str) -> dict[str, float]:
-    return FLOAT32 if dtype == "float32" else ROUNDED
+def tolerance(dtype: str, metric_diff: float) -> dict[str, float]:
+    """What the merged model may differ by. ``metric_diff``: of the recipe."""
+    return {**(FLOAT32 if dtype == "float32" else ROUNDED), "metric_diff": metric_diff}
 
 
 def stored_dtype(files: BaseFiles) -> torch.dtype:
@@ -43,24 +51,129 @@ def stored_dtype(files: BaseFiles) -> torch.dtype:
     return next((kinds[name] for name in ("BF16", "F16", "F32") if name in found), torch.float32)
 
 
-def full_precision(load: Callable[[bool], Loaded], folder: Path, *, loftq: bool) -> PreTrainedModel:
-    """The adapter in ``folder`` on a base that is not held in 4 bits: what is merged, and what that must equal.
+@dataclass(frozen=True, slots=True)
+class Unquantised:
+    """An adapter on a base that is not held in 4 bits: what is merged, and what the merged model must equal.
 
-    ``load`` loads the base, quantised or not. LoftQ's adapter holds what quantising its base lost, so its base is the
-    quantised one written out in full; any other belongs to the weights that were quantised.
+    ``into``: which base that is. ``figures``: of the validation rows by ``metric``, for each base, where they decided.
     """
-    base = load(loftq).model
-    model = with_saved_adapter(dequantised(base) if loftq else base, folder)
+
+    model: PreTrainedModel
+    into: Into = "full"
+    metric: str = ""
+    figures: Mapping[Into, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chooser:
+    """What decides between two bases: a figure of the validation rows, as it chose the checkpoint."""
+
+    validate: Callable[[PreTrainedModel], dict[str, float]] | None
+    best_by: str
+    lowest: bool
+
+
+def full_precision(load: Callable[[bool], Loaded], folder: Path, into: Into) -> PreTrainedModel:
+    """The adapter in ``folder`` on a base in full precision; ``load`` loads the base, quantised or not."""
+    base = load(into == "dequantised").model
+    model = with_saved_adapter(dequantised(base) if into == "dequantised" else base, folder)
     inference_mode(model)
     return model
 
 
-def write_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
-    """Merges the adapter into its full-precision base and saves the result, complete, into ``folder``."""
-    merged = merged_into_base(model)
+def base_to_merge_into(adapter: Adapter, section: Merge) -> Literal["full", "dequantised", "auto"]:
+    """LoftQ's adapter holds what quantising its base lost, so it fits the quantised base alone, written out in full."""
+    into = section.into
+    return "dequantised" if adapter.init == "loftq" else into
+
+
+def unquantised(
+    load: Callable[[bool], Loaded], folder: Path, into: Literal["full", "dequantised", "auto"], chooser: Chooser
+) -> Unquantised:
+    """``full_precision`` on the base that the recipe names or, for auto, the one with the better figure.
+
+    Raises DataError for auto where no validation row is left.
+    """
+    if into != "auto":
+        return Unquantised(full_precision(load, folder, into), into)
+    if chooser.validate is None:
+        fix = "No validation row is left to choose by. Write full or dequantised."
+        raise DataError("the base to merge into cannot be chosen", [Problem("", "merge.into", fix)])
+    figures: dict[Into, float] = {}
+    model: PreTrainedModel | None = None
+    bases: tuple[Into, ...] = ("full", "dequantised")
+    for each in bases:
+        model = None  # two models need not stand in memory at once
+        model = full_precision(load, folder, each)
+        figures[each] = chooser.validate(model)[chooser.best_by]
+    better: Into = (min if chooser.lowest else max)(bases, key=lambda each: figures[each])
+    if better != bases[-1]:
+        model = None
+        model = full_precision(load, folder, better)
+    assert model is not None
+    return Unquantised(model, better, chooser.best_by, figures)
+
+
+def against_quantised(
+    chosen: Unquantised, differences: dict[str, float], metric: str, adapter: float | None, merged: float | None
+) -> dict[str, Any]:
+    """What merge.json tells of the adapter on its base in 4 bits, which was measured, against the merged model.
+
+    ``differences``: of their logits and answers; ``adapter`` and ``merged``: the metric of each, on the test rows.
+    """
+    document: dict[str, Any] = {
+        "into": chosen.into,
+        "quantised": {**differences, "metric": metric, "adapter": adapter, "merged": merged},
+    }
+    if chosen.figures:
+        document["chosen_by"] = {"metric": chosen.metric, **chosen.figures}
+    return document
+
+
+def write_merged(
+    chosen: Unquantised, adapter: Path, files: BaseFiles, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> Literal["streamed", "peft"]:
+    """Merges the adapter into the base that was chosen and writes the result, complete, into ``folder``.
+
+    Tensor by tensor from the base's files; by PEFT, in memory, into a base that was quantised and stands in no file,
+    and where the adapter has no other form. Returns which.
+    """
+    dtype = stored_dtype(files)
+    if chosen.into == "full":
+        try:
+            untied = _write_streamed(chosen.model, adapter, files, folder)
+        except NoStreamedForm:
+            pass
+        else:
+            _write_settings(chosen.model, tokenizer, folder, dtype, untied=untied)
+            return "streamed"
+    merged = merged_into_base(chosen.model)
     merged.to("cpu", dtype=dtype)
     merged.config.dtype = dtype
     merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return "peft"
+
+
+def _write_streamed(model: PreTrainedModel, adapter: Path, files: BaseFiles, folder: Path) -> bool:
+    """Writes the merged weights; whether the output is no longer the input embedding."""
+    changes = changes_of(read_adapter(adapter), read_index(files.folder), model)
+    merge_streamed(files.folder, changes, folder)
+    return changes.untied
+
+
+def _write_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype, *, untied: bool
+) -> None:
+    """Puts the configuration and the tokenizer of what was trained in the place of the base's."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = copy.deepcopy(inner.config)
+    config.architectures, config.dtype = [type(inner).__name__], dtype
+    if untied:
+        config.tie_word_embeddings = False
+    config.save_pretrained(folder)
+    if inner.can_generate():
+        inner.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -72,9 +185,7 @@ def holds(differences: dict[str, float], allowed: dict[str, float]) -> bool:
 def shortfalls(document: dict[str, Any]) -> list[Problem]:
     """What merge.json shows to be more than tolerated."""
     return [
-        Problem(
-            "", name, f"got {document[name]:.6g}, tolerated {limit:g}. The adapter is kept; merge.json has the figures."
-        )
+        Problem("", name, f"got {document[name]:.6g}, tolerated {limit:g}. The adapter is kept.")
         for name, limit in document["tolerance"].items()
         if _exceeds(name, document[name], limit)
     ]

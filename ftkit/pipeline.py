@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ftkit import provenance
 from ftkit.console import Console
 from ftkit.errors import FtkitError, GateNotMet, Interrupted, Problem, RecipeError
+from ftkit.export.formats import parse
 from ftkit.files import read_json, write_json, write_text
 from ftkit.models.quantise import check_loftq
 from ftkit.plan.chat import ChatPlan
@@ -72,7 +73,7 @@ def run(request: Request, console: Console) -> RunDir:
         except FtkitError as error:
             error.run = str(folder.folder)
             write_text(folder.error, f"{error}\n")
-            _tell(folder, console)
+            tell(folder, console)
             raise
 
 
@@ -81,10 +82,10 @@ def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:
 
     folder.error.unlink(missing_ok=True)
     folder.start(plan.loaded.text)
-    machine = _machine()
+    machine = this_machine()
     check_loftq(plan.loaded.recipe.adapter, machine)
     precision = str(training_dtype(plan.loaded.recipe.train.precision, machine)).removeprefix("torch.")
-    work = _work(plan)
+    work = work_of(plan)
     write_json(folder.plan, work.prepare(machine, precision, console))
     console.note(f"{machine.gpu or machine.cpu}, {machine.threads} of {machine.cores} cores")
     seed, *others = range(plan.loaded.recipe.train.seed, plan.loaded.recipe.train.seed + plan.loaded.recipe.train.seeds)
@@ -93,16 +94,21 @@ def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:
         if not of_seed.train.exists():
             work.train(of_seed, seed=each, machine=machine, console=console)
     report = work.measure(folder, others, machine=machine, console=console)
+    targets = [parse(text) for text in plan.loaded.recipe.export or ()]
+    if targets and report.gate.passed:
+        from ftkit.ladder.rungs import export_run
+
+        export_run(folder, targets, machine, console)
     console.stage("writing the report")
-    _tell(folder, console)
+    tell(folder, console)
     for done in (folder, *map(folder.of_seed, others)):
         done.forget_checkpoints()
     folder.write_manifest()
-    _judge(report, folder)
+    judge(report, folder)
     return folder
 
 
-def _judge(report: EvalReport, folder: RunDir) -> None:
+def judge(report: EvalReport, folder: RunDir) -> None:
     """Raises GateNotMet where a condition of the gate does not hold."""
     if not report.gate.passed:
         reasons = [reason for reason in report.gate.reasons if not reason.passed]
@@ -111,7 +117,8 @@ def _judge(report: EvalReport, folder: RunDir) -> None:
         raise GateNotMet("the gate is not met", [*problems, kept])
 
 
-def _machine() -> Machine:
+def this_machine() -> Machine:
+    """What this machine can do; the libraries' chatter is off from here on."""
     from ftkit.models.base import quiet_libraries
     from ftkit.models.hardware import inspect_machine
 
@@ -119,7 +126,7 @@ def _machine() -> Machine:
     return inspect_machine()
 
 
-def _work(plan: Plan) -> Work:
+def work_of(plan: Plan) -> Work:
     """The stages of the plan's task."""
     if isinstance(plan, TextPlan):
         from ftkit.pretrain.work import PretrainWork
@@ -135,7 +142,7 @@ def _work(plan: Plan) -> Work:
     return ClassifyWork(plan)
 
 
-def _tell(folder: RunDir, console: Console) -> None:
+def tell(folder: RunDir, console: Console) -> None:
     """Card, page and terminal summary, from what stands in the folder."""
     from ftkit import card
     from ftkit.report import html, summary

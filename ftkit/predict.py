@@ -51,11 +51,12 @@ def load_predictor(run: RunDir, machine: Machine) -> Predictor:
 
     Raises RecipeError where the run has no adapter, MachineError where the base is not to be had.
     """
-    trained = trained_by(run)
-    if not (trained.folder / "labels.json").exists():
-        fix = f"Go on with it first: ftkit run {run.recipe} --out {run.folder} --resume"
-        raise RecipeError(f"{run.folder} is not trained to its end", [Problem("", "RUN", fix)])
-    facts = read_json(trained.folder / "labels.json")
+    return predictor_of(trained_by(run), machine)
+
+
+def predictor_of(trained: Trained, machine: Machine) -> Predictor:
+    """The model in ``trained.folder``, read by what stands beside it. Raises as ``load_predictor`` does."""
+    facts = _facts(trained)
     reader = _reader(trained.own, facts)
     if isinstance(reader, WordsReader):
         pad, vocab = reader.chat.pad_token_id, len(reader.tokenizer)
@@ -64,6 +65,20 @@ def load_predictor(run: RunDir, machine: Machine) -> Predictor:
         load = _with_head(trained, facts, reader)
     model = trained.model(load, machine)
     return Predictor(model, reader, tuple(facts["labels"]), facts["multi_label"], tuple(facts["thresholds"]))
+
+
+def reader_of(trained: Trained) -> Reader:
+    """How the model in ``trained.folder`` was trained to read. Raises RecipeError where that is not written down."""
+    return _reader(trained.own, _facts(trained))
+
+
+def _facts(trained: Trained) -> dict[str, Any]:
+    path, run = trained.folder / "labels.json", trained.run
+    if not path.exists():
+        fix = f"Go on with it first: ftkit run {run.recipe} --out {run.folder} --resume"
+        raise RecipeError(f"{run.folder} is not trained to its end", [Problem("", "RUN", fix)])
+    facts: dict[str, Any] = read_json(path)
+    return facts
 
 
 def _reader(own: BaseFiles, facts: dict[str, Any]) -> Reader:

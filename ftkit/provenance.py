@@ -41,3 +41,8 @@ def run_command(recipe: str, overrides: Sequence[str]) -> str:
 def recipe_of(command: str) -> str:
     """The recipe of a command line that ``run_command`` made."""
     return shlex.split(command)[2]
+
+
+def overrides_of(command: str) -> list[str]:
+    """Its ``--set`` options."""
+    return shlex.split(command)[4::2]

@@ -176,12 +176,34 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportFacts:
+    """A model on disk: an export of a run's model, or that model itself. Its scores stand in ``models``.
+
+    ``path``: its folder within the run's; ``bytes``: of all its files; ``exact``: whether its type holds every number
+    of the model it was made from. Where it was scored: by which ``reader``, how many ``rows`` in how many ``seconds``,
+    and how far it is from that model, ``metric_fall`` by ``metric`` (above 0: it is worse).
+    """
+
+    path: str
+    bytes: int
+    exact: bool
+    reader: str | None = None
+    rows: int | None = None
+    seconds: float | None = None
+    max_abs_logit_diff: float | None = None
+    argmax_agreement: float | None = None
+    metric: str | None = None
+    metric_fall: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EvalReport:
     """eval.json: every model on the same rows, the paired comparisons, and the verdict.
 
     ``seconds``: what scoring took: ``baseline`` (features for the probe), ``validation`` (the check of the adapter on
     disk, and thresholds) and ``adapter`` (these rows). ``seeds``: metrics of the same training with other seeds.
-    ``unit``: what ``n`` counts, "window" (of text) for a language model.
+    ``unit``: what ``n`` counts, "window" (of text) for a language model. ``exports``: by their names in ``models``, and
+    beside them the model that they were made from.
     """
 
     task: str
@@ -199,6 +221,7 @@ class EvalReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     seeds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     unit: str = "row"
+    exports: Mapping[str, ExportFacts] = field(default_factory=dict)
 
 
 def as_json(record: Any) -> Any:

@@ -7,14 +7,14 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ftkit.errors import MachineError, Problem, RecipeError
+from ftkit.errors import MachineError, NotProved, Problem, RecipeError
 from ftkit.files import read_json, sha256_file, write_json, write_text
 
 RUNS = Path("runs")
@@ -111,16 +111,52 @@ class RunDir:
 
     def write_manifest(self) -> None:
         """The hash and size of every file of the run; written last."""
-        files = [
+        write_json(self.manifest, self._hashed(self.folder.rglob("*")))
+
+    def note_in_manifest(self, *parts: Path) -> None:
+        """Notes what has become of some files and folders of a finished run; all others stay as they were noted."""
+        parts = tuple(part for part in parts if part.resolve().is_relative_to(self.folder.resolve()))
+        names = [part.relative_to(self.folder).as_posix() for part in parts]
+        kept = {
+            name: entry
+            for name, entry in self._noted().items()
+            if not any(name == part or name.startswith(f"{part}/") for part in names)
+        }
+        found = self._hashed(path for part in parts for path in (part, *part.rglob("*")))
+        write_json(self.manifest, dict(sorted({**kept, **found}.items())))
+
+    def unchanged(self, part: Path) -> list[Path]:
+        """The files of a folder, each as it was when the run ended.
+
+        Raises RecipeError for a run that has not ended, NotProved for a file that has changed since or is gone.
+        """
+        if not self.manifest.exists():
+            fix = f"Go on with it first: ftkit run {self.recipe} --out {self.folder} --resume"
+            raise RecipeError(f"{self.folder} was not finished", [Problem("", "RUN", fix)])
+        start = f"{part.relative_to(self.folder).as_posix()}/"
+        noted = {name: entry for name, entry in self._noted().items() if name.startswith(start)}
+        for name, entry in noted.items():
+            path = self.folder / name
+            if not path.is_file() or sha256_file(path) != entry["sha256"]:
+                fix = "It is not the file that was measured. Run the recipe again, or merge again: "
+                problem = Problem("", name, f"{fix}ftkit merge {self.folder}")
+                raise NotProved(f"{path} has changed since the run ended", [problem])
+        return [self.folder / name for name in noted]
+
+    def _noted(self) -> dict[str, dict[str, object]]:
+        noted: dict[str, dict[str, object]] = read_json(self.manifest)
+        return noted
+
+    def _hashed(self, paths: Iterable[Path]) -> dict[str, dict[str, object]]:
+        files = (
             path
-            for path in sorted(self.folder.rglob("*"))
+            for path in sorted(paths)
             if path.is_file() and path not in (self.manifest, self.folder / _LOCK) and not path.name.startswith(".")
-        ]
-        entries = {
+        )
+        return {
             path.relative_to(self.folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
             for path in files
         }
-        write_json(self.manifest, entries)
 
     def forget_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)

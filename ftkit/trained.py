@@ -16,9 +16,11 @@ from ftkit.files import read_json
 from ftkit.merging import full_precision
 from ftkit.models.adapters import Adapter
 from ftkit.models.base import Loaded, inference_mode, load_adaptable, load_language_model
+from ftkit.models.fingerprint import check_base
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
 from ftkit.rundir import RunDir
+from ftkit.tasks.section import Into
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,14 +58,20 @@ class Trained:
         return TypeAdapter(kind).validate_json(json.dumps(self.plan["recipe"][name]))
 
     def base(self) -> BaseFiles:
-        """The files of the run's base. Raises MachineError where it is not to be had."""
-        return locate(base_address(self.plan["base"]), Path.cwd(), weights=True)
+        """The files of the run's base.
+
+        Raises MachineError where it is not to be had, DataError where its weights are not those that were trained on.
+        """
+        files = locate(base_address(self.plan["base"]), Path.cwd(), weights=True)
+        check_base(self.run.adapter, files)
+        return files
 
     def model(self, load: Callable[[BaseFiles, bool], Loaded], machine: Machine) -> PreTrainedModel:
         """The trained model on the machine's device; ``load`` loads a whole model, quantised or not."""
         if self.folder == self.run.adapter:
             loftq = self.adapter is not None and self.adapter.init == "loftq"
-            model = full_precision(partial(load, self.base()), self.folder, loftq=loftq)
+            into: Into = "dequantised" if loftq else "full"
+            model = full_precision(partial(load, self.base()), self.folder, into)
         else:
             model = load(self.own, False).model
         model.to(machine.device)

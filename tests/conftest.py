@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import random
 import textwrap
@@ -29,7 +30,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a CUDA device are left out where there is none."""
+    """Tests that need a CUDA device or llama.cpp are left out where there is none."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        for item in items:
+            if item.get_closest_marker("llama_cpp"):
+                item.add_marker(pytest.mark.skip(reason="llama-cpp-python is not installed"))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing:
         import torch

@@ -68,7 +68,7 @@ def test_the_readme_s_recipe_is_planned_run_and_used_as_it_says(tmp_path):
     (tmp_path / "my.yaml").write_text(recipe, encoding="utf-8")
     write_csv(tmp_path / "rows.csv", sentences(300, 1))
     own = [line for line in commands() if line.startswith("ftkit") and ("my.yaml" in line or " mine" in line)]
-    assert [line.split()[1] for line in own] == ["check", "run", "predict"]
+    assert [line.split()[1] for line in own] == ["check", "run", "predict", "export"]
     for line in own:
         words = shlex.split(line)[1:]
         done = subprocess.run(

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from ftkit import checkpoints
 from ftkit.errors import MachineError, RecipeError
-from ftkit.merging import full_precision, write_merged
+from ftkit.merging import Unquantised, full_precision, write_merged
 from ftkit.models.adapters import Ia3, Lora
 from ftkit.models.base import inference_mode, load_language_model, weights_dtype, with_new_adapter, with_saved_adapter
 from ftkit.models.hardware import Machine
@@ -100,8 +100,11 @@ def saved(model, folder: Path) -> set[str]:
         return set(file.keys())
 
 
-def merged_again(model, folder: Path):
-    write_merged(model, Tokenizer(), folder, torch.float32)
+def merged_again(files: BaseFiles, model, folder: Path, into="full"):
+    """From the adapter beside ``folder``. Only what was quantised is merged in memory."""
+    chosen = Unquantised(model, into)
+    how = write_merged(chosen, folder.parent / "adapter", files, Tokenizer(), folder)
+    assert how == ("streamed" if into == "full" else "peft")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
@@ -131,11 +134,11 @@ def test_rows_of_new_tokens_are_trained_saved_and_merged(decoder, name, quantize
     np.testing.assert_allclose(logits(reloaded), expected, atol=1e-5)
     assert np.abs(untrained - expected)[..., OLD:].max() > 1e-2
     full = full_precision(lambda quantize: load(files, seed=3, vocab=NEW, quantize=quantize), tmp_path / "adapter",
-                          loftq=False)  # fmt: skip
+                          "full")  # fmt: skip
     before = logits(full)
     if quantize is None:
         np.testing.assert_allclose(before, expected, atol=1e-5)
-    merged = merged_again(full, tmp_path / "merged")
+    merged = merged_again(files, full, tmp_path / "merged")
     np.testing.assert_allclose(logits(merged), before, atol=1e-4)
     assert merged.config.vocab_size == NEW
     assert (merged.get_output_embeddings().weight is merged.get_input_embeddings().weight) == DECODERS[name][1]
@@ -206,9 +209,9 @@ def test_modules_that_are_trained_whole_are_saved_and_merged(decoder, name, chos
     saved(model, tmp_path / "adapter")
     reloaded = with_saved_adapter(load(files, seed=2, **base).model, tmp_path / "adapter")
     np.testing.assert_allclose(logits(reloaded, rows), expected, atol=1e-5)
-    full = full_precision(lambda quantize: load(files, quantize=quantize), tmp_path / "adapter", loftq=False)
+    full = full_precision(lambda quantize: load(files, quantize=quantize), tmp_path / "adapter", "full")
     before = logits(full, rows)
-    merged = merged_again(full, tmp_path / "merged")
+    merged = merged_again(files, full, tmp_path / "merged")
     np.testing.assert_allclose(logits(merged, rows), before, atol=1e-4)
     if quantize is None:
         np.testing.assert_allclose(before, expected, atol=1e-5)
@@ -311,13 +314,13 @@ def test_an_adapter_merges_into_what_its_4_bits_stand_for(decoder, name, tmp_pat
     def base(quantize: bool):
         return load(files, seed=9, vocab=NEW, quantize=quantize)
 
-    full = full_precision(base, tmp_path / "adapter", loftq=True)
+    full = full_precision(base, tmp_path / "adapter", "dequantised")
     assert not is_quantised(full)
     np.testing.assert_allclose(logits(full), expected, atol=1e-3)
-    merged = merged_again(full, tmp_path / "merged")
+    merged = merged_again(files, full, tmp_path / "merged", "dequantised")
     assert not is_quantised(merged)
     np.testing.assert_allclose(logits(merged), expected, atol=1e-3)
-    plain = full_precision(base, tmp_path / "adapter", loftq=False)
+    plain = full_precision(base, tmp_path / "adapter", "full")
     assert np.abs(logits(plain) - expected).max() > 1e-2
 
 
@@ -380,11 +383,13 @@ def test_loftq_starts_nearer_to_the_base_than_qlora_and_merges(decoder, name, tm
     loftq = start(Lora(r=16, alpha=16, init="loftq", quantize="nf4"))
     assert apart(loftq) < 0.8 * apart(start(Lora(r=16, alpha=16, quantize="nf4")))
     saved(loftq, tmp_path / "adapter")
-    full = full_precision(lambda quantize: load(files, quantize=quantize), tmp_path / "adapter", loftq=True)
+    full = full_precision(lambda quantize: load(files, quantize=quantize), tmp_path / "adapter", "dequantised")
     with torch.no_grad():
         expected = loftq(input_ids=rows.to("cuda")).logits.cpu().numpy()
     np.testing.assert_allclose(logits(full, rows), expected, atol=1e-2)  # NF4 of a GPU and of a CPU round alike
-    np.testing.assert_allclose(logits(merged_again(full, tmp_path / "merged"), rows), logits(full, rows), atol=1e-4)
+    np.testing.assert_allclose(
+        logits(merged_again(files, full, tmp_path / "merged", "dequantised"), rows), logits(full, rows), atol=1e-4
+    )
 
 
 def test_what_a_base_is_held_in():

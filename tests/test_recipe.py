@@ -112,7 +112,7 @@ TRAIN_KEYS = (
     "Keys here: batch_size, best_by, checkpointing, epochs, learning_rate, max_length, neftune, patience, precision, "
     "schedule, seed, seeds, validations, warmup, weight_decay."
 )
-TOP_KEYS = "Keys here: adapter, base, data, eval, gate, merge, name, task, train."
+TOP_KEYS = "Keys here: adapter, base, data, eval, export, gate, merge, name, task, train."
 PRESETS = "Presets: dora, ia3, loftq, lora, loraplus, pissa, qlora, rslora."
 NAME = "Write up to 64 of a-z, 0-9, -, _ and ., the first a letter or a digit."
 HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a folder."
@@ -387,7 +387,13 @@ HUB_ID = "Write a hub id (organisation/name or organisation/name@revision) or a 
             "got -1, and log_loss is at least 0. Write a larger number.",
             "line 6",
         ),
-        one("merge", "merge: no", "merge", "got 'no'. Write true or false.", "line 6"),
+        one(
+            "merge",
+            "merge: no",
+            "merge",
+            "got 'no'. Write true, false or keys and values (keys: into, tolerance).",
+            "line 6",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, section: str, line: str, expected: tuple[str, str, str]) -> None:

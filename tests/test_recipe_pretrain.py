@@ -12,7 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ftkit.data.section import Docstrings
@@ -615,6 +615,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(st.fixed_dictionaries({"base": VALUES, "data": st.fixed_dictionaries({"train": VALUES}), "task": VALUES}))
+@example({"base": "init", "data": {"train": [{"docstrings": ["init", None]}]}, "task": "init"})
 def test_whatever_stands_in_a_union_has_a_place(tmp_path_factory: pytest.TempPathFactory, given: Any) -> None:
     """Keys called like the labels of a union's forms, keys of several forms, keys of none."""
     path = write(tmp_path_factory.mktemp("fuzz"), json.dumps({"name": "x", **given}))

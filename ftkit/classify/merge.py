@@ -7,14 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftkit.classify.evaluate import Evaluation, scored_on
+from ftkit.classify.evaluate import Evaluation, scored_on, validator
 from ftkit.classify.prepare import labels_document, load_base
 from ftkit.classify.reader import Reader, WordsReader
 from ftkit.console import Console
 from ftkit.errors import NotProved
 from ftkit.evals.classification import Scored
 from ftkit.files import sha256_files, write_json, writing_folder
-from ftkit.merging import MARGIN, full_precision, holds, shortfalls, stored_dtype, tolerance, write_merged
+from ftkit.merging import (
+    MARGIN,
+    Chooser,
+    Unquantised,
+    against_quantised,
+    base_to_merge_into,
+    holds,
+    shortfalls,
+    stored_dtype,
+    tolerance,
+    unquantised,
+    write_merged,
+)
 from ftkit.models.base import Loaded
 from ftkit.models.hardware import Machine, peak_rss_mb
 from ftkit.plan.labelled import LabelledPlan
@@ -24,8 +36,6 @@ from ftkit.rundir import RunDir
 from ftkit.tasks.classify import probabilities, targets
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from ftkit.evals.statistics import Floats
 
 
@@ -45,16 +55,19 @@ def merge(
     to be the adapter's; then there is no folder called merged.
     """
     started = time.perf_counter()
-    model, expected = _full_precision(plan, reader, run, evaluation, machine)
+    chosen, expected = _full_precision(plan, reader, run, evaluation, machine)
     dtype = stored_dtype(plan.files)
     with writing_folder(run.merged) as folder:
-        write_merged(model, reader.tokenizer, folder, dtype)
+        how = write_merged(chosen, run.adapter, plan.files, reader.tokenizer, folder)
         seconds = time.perf_counter() - started
         console.note("a fresh process scores the merged model from disk")
         found, peak = _scored_afresh(plan, reader, run, evaluation, folder, process)
         scored = _scored(plan, evaluation, found)
         document = _document(plan, run, evaluation, expected, found, scored, str(dtype).removeprefix("torch."))
+        if plan.adapter.quantize:
+            document |= _against_quantised(plan, evaluation, chosen, found, scored, document["metric"])
         document |= {
+            "merge": how,
             "peak_rss_mb": max(peak_rss_mb(), peak),
             "seconds": round(seconds, 3),
             "bytes_read": sum(path.stat().st_size for path in plan.files.weights()),
@@ -72,16 +85,18 @@ def merge(
 
 def _full_precision(
     plan: LabelledPlan, reader: Reader, run: RunDir, evaluation: Evaluation, machine: Machine
-) -> tuple[PreTrainedModel, Floats]:
-    """The unquantised base with the adapter, and its logits on the test rows: what the merged model must equal."""
+) -> tuple[Unquantised, Floats]:
+    """An unquantised base with the adapter, and its logits on the test rows: what the merged model must equal."""
+    into = base_to_merge_into(plan.adapter, plan.recipe.merging)
     if not plan.adapter.quantize:
-        return evaluation.model, evaluation.logits
+        return Unquantised(evaluation.model), evaluation.logits
 
     def load(quantize: bool) -> Loaded:
         return load_base(plan, reader, seed=plan.recipe.train.seed + 1, quantize=quantize, machine=machine)
 
-    model = full_precision(load, run.adapter, loftq=plan.adapter.init == "loftq")
-    return model, reader.score(model, evaluation.rows)
+    chooser = Chooser(validator(plan, reader), plan.best_by, plan.lowest)
+    chosen = unquantised(load, run.adapter, into, chooser)
+    return chosen, reader.score(chosen.model, evaluation.rows)
 
 
 def _scored_afresh(
@@ -105,16 +120,15 @@ def _document(
     plan: LabelledPlan, run: RunDir, evaluation: Evaluation, expected: Floats, found: Floats, scored: Scored, dtype: str
 ) -> dict[str, Any]:
     """merge.json but for time and memory. The logits are compared with the full-precision base plus adapter."""
-    allowed = tolerance(dtype)
+    allowed = tolerance(dtype, plan.recipe.merging.tolerance)
     differences = _differences(plan, expected, found, margin=MARGIN if dtype == "float32" else 0.0)
     before = evaluation.report.models["adapter"].metrics
     after = scored.scores.metrics
     # Free answers are not asked for again: what is measured of them stands for the adapter alone.
     named = "f1" if before.get("f1") is not None else next(name for name in before if name in after)
     fall = (before[named] or 0.0) - (after[named] or 0.0)
-    quantised = plan.adapter.quantize is not None
     # Against quantised weights only a fall counts: full-precision weights may well score better.
-    metric_diff = fall if quantised else abs(fall)
+    metric_diff = fall if plan.adapter.quantize else abs(fall)
     return {
         "method": plan.adapter.type,
         "dtype": dtype,
@@ -126,8 +140,15 @@ def _document(
         "rows": len(found),
         "base_sha256": plan.files.sha256(),
         "adapter_sha256": sha256_files(sorted(run.adapter.glob("*.safetensors"))),
-        **({"quantised": _differences(plan, evaluation.logits, found, margin=0.0)} if quantised else {}),
     }
+
+
+def _against_quantised(
+    plan: LabelledPlan, evaluation: Evaluation, chosen: Unquantised, found: Floats, scored: Scored, metric: str
+) -> dict[str, Any]:
+    differences = _differences(plan, evaluation.logits, found, margin=0.0)
+    before = evaluation.report.models["adapter"].metrics[metric]
+    return against_quantised(chosen, differences, metric, before, scored.scores.metrics[metric])
 
 
 def _differences(plan: LabelledPlan, expected: Floats, found: Floats, *, margin: float) -> dict[str, float]:

@@ -12,6 +12,7 @@ from ftkit.classify.reader import Reader, WordsReader
 from ftkit.console import Console
 from ftkit.files import write_json
 from ftkit.models.base import with_new_adapter
+from ftkit.models.fingerprint import write_fingerprint
 from ftkit.models.hardware import Machine
 from ftkit.plan.labelled import LabelledPlan
 from ftkit.records import Decision, TrainSummary, as_json
@@ -74,6 +75,7 @@ def train_run(
     folder.folder.mkdir(parents=True, exist_ok=True)
     summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
     reader.tokenizer.save_pretrained(folder.adapter)
+    write_fingerprint(folder.adapter, plan.files)
     write_json(folder.adapter / "labels.json", labels_document(plan, reader))
     write_json(folder.train, as_json(summary))
     return summary

@@ -121,6 +121,90 @@ def predict(
     predict_texts(run, text or [], file, out, column, json=json)
 
 
+@app.command(epilog="Example: ftkit chat answers --system 'Answer in one sentence.'")
+def chat(
+    run: Run,
+    system: Annotated[str | None, typer.Option("--system", help="What the system message says.")] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, max=2, help="0: always the likeliest token.")
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Default: as in the run's evaluation.")
+    ] = None,
+) -> None:
+    """Talk with a model in the terminal."""
+    from ftkit.cli.chat import chat_with
+
+    chat_with(run, system, temperature, max_new_tokens)
+
+
+@app.command(epilog="Example: ftkit serve answers --port 8000")
+def serve(
+    runs: Annotated[list[str], typer.Argument(help="Runs; each is a model, by its name.", metavar="RUN...")],
+    host: Annotated[str, typer.Option("--host", help="Another than 127.0.0.1 needs FTKIT_API_KEY.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+) -> None:
+    """Serve models over HTTP, as OpenAI's clients ask for them."""
+    from ftkit.cli.serve import serve_runs
+
+    serve_runs(runs, host, port)
+
+
+@app.command(epilog="Example: ftkit merge some/adapter --base some/base --out merged")
+def merge(
+    sources: Annotated[list[str], typer.Argument(help="A run, or folders of PEFT adapters.", metavar="RUN|ADAPTER...")],
+    base: Annotated[str | None, typer.Option("--base", help="The base of an adapter: a folder or a hub id.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write. Of a run: its merged/.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="How several are combined: docs/merging.md.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="One for each of several: 0.7,0.3")] = None,
+    density: Annotated[float | None, typer.Option("--density", help="Of ties, dare, magnitude: share kept.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Of svd: the rank of the new adapter.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of dare: what is dropped.")] = 0,
+    prove: Annotated[bool, typer.Option("--prove", help="Also compare logits in a fresh process.")] = False,
+    json: Json = False,
+) -> None:
+    """Merge an adapter into its base, or several, tensor by tensor, and prove the result."""
+    from ftkit.cli.merge import merge_adapters
+
+    merge_adapters(sources, base, out, method, weights, prove=prove, json=json, density=density, rank=rank, seed=seed)
+
+
+@app.command(epilog="Example: ftkit export sentiment --to onnx:int8")
+def export(
+    source: Annotated[str, typer.Argument(help="A run, or a model's folder.", metavar="RUN|MODEL")],
+    to: Annotated[str | None, typer.Option("--to", help="FORMAT[:TYPE]: safetensors, gguf, ollama, onnx, …")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write. Of a run: its export/.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write the model card for the hub instead.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a merged model in another format, read it back, and measure it."""
+    from ftkit.errors import Problem, RecipeError
+
+    if card == (to is not None):
+        raise RecipeError("nothing to export", [Problem("", "--to", "Give --to FORMAT, or --card.")])
+    if card:
+        from ftkit.cli.push import write_card
+
+        write_card(source, out)
+        return
+    from ftkit.cli.export import export_model
+
+    export_model(source, str(to), out, json=json)
+
+
+@app.command(epilog="Example: ftkit push sentiment someone/sentiment")
+def push(
+    run: Run,
+    repository: Annotated[str, typer.Argument(help="Where to on the hub: owner/name.", show_default=False)],
+    public: Annotated[bool, typer.Option("--public", help="For all to see. Left out: private.")] = False,
+    json: Json = False,
+) -> None:
+    """Put a run's model and its card on the hub."""
+    from ftkit.cli.push import push_run
+
+    push_run(run, repository, public=public, json=json)
+
+
 @app.command("eval", epilog="Example: ftkit eval sentiment --data more.csv")
 def evaluate(
     run: Run,

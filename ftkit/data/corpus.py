@@ -198,7 +198,7 @@ class _Reader:
         digest = sha256_of(self._append(side, number, texts)) if local is None else _drain(
             self._append(side, number, texts), local
         )  # fmt: skip
-        self.files.append(SourceFile(side, str(source), len(self.writer) - before, digest))
+        self.files.append(SourceFile(side, str(source), len(self.writer) - before, digest, hub=local is None))
 
     def _append(self, side: Side, number: int, texts: Iterator[tuple[str, RawRow]]) -> Iterator[bytes]:
         """Cleans and stores the texts; yields their bytes for a digest."""

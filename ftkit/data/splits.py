@@ -30,13 +30,14 @@ HUB_SPLITS: Mapping[Side, str] = {"train": "train", "valid": "validation", "test
 class SourceFile:
     """A source as the recipe names it, with its rows (dropped ones not counted) and the SHA-256 of its bytes.
 
-    Of a hub id it is the SHA-256 of the rows (``examples_sha256``).
+    Of a hub id it is the SHA-256 of the rows (``examples_sha256``). ``hub``: whether the source is a hub id.
     """
 
     split: Side
     source: str
     rows: int
     sha256: str
+    hub: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +127,10 @@ def _read(side: Side, sources: Sequence[Source], folder: Path, data: Data, mappe
     for source in sources:
         rows = read_rows(source, folder, quoting=data.quoting, hub_split=HUB_SPLITS[side])
         part = mapper(islice(rows, data.max_rows) if side == "train" else rows, str(source))
-        digest = source_sha256(source, folder) or examples_sha256(part.examples)
+        local = source_sha256(source, folder)
+        digest = local or examples_sha256(part.examples)
         mapped.append(part)
-        files.append(SourceFile(side, str(source), len(part.examples), digest))
+        files.append(SourceFile(side, str(source), len(part.examples), digest, hub=local is None))
     return _Read(_with_own_ids([row for part in mapped for row in part.examples]), tuple(mapped), tuple(files))
 
 

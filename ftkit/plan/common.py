@@ -28,6 +28,10 @@ class Plan(Protocol):
     def loaded(self) -> LoadedRecipe: ...
 
     @property
+    def files(self) -> BaseFiles | None:
+        """The base's; None where the model is made from scratch."""
+
+    @property
     def decisions(self) -> tuple[Decision, ...]:
         """Every value that the recipe leaves open."""
 
@@ -43,11 +47,21 @@ class Plan(Protocol):
 
 
 def defaults(recipe: Recipe, decided: Sequence[Decision]) -> tuple[Decision, ...]:
-    """The keys that the recipe leaves out, that its task reads, and that keep a fixed value."""
+    """The keys that the recipe leaves out, that its task reads, and that keep a fixed value or are decided later."""
     chosen = {decision.key for decision in decided}
     others = {".".join(map(str, key)) for key, tasks in READ_BY.items() if recipe.task.type not in tasks}
-    found = (each for each in _left_out(recipe) if each.key not in chosen)
+    found = (each for each in (*_left_out(recipe), *_merging(recipe)) if each.key not in chosen)
     return tuple(each for each in found if not any(f"{each.key}.".startswith(f"{other}.") for other in others))
+
+
+def _merging(recipe: Recipe) -> Iterator[Decision]:
+    """What a base in 4 bits is merged as, where that is not the recipe's word."""
+    if not recipe.merge or recipe.adapter is None:
+        return
+    if recipe.adapter.init == "loftq":
+        yield Decision("merge.into", "dequantised", "a LoftQ adapter holds what 4 bits lose, so it fits them alone")
+    elif recipe.merging.into == "auto":
+        yield Decision("merge.into", "auto", "the better of full and dequantised on the validation rows is merged")
 
 
 def _left_out(section: Section, above: str = "") -> Iterator[Decision]:
@@ -98,7 +112,10 @@ def base_document(base: Base, files: BaseFiles, *, weights: bool) -> dict[str, A
 
 
 def sources_document(sources: Sequence[SourceFile]) -> list[dict[str, Any]]:
-    return [{"path": file.source, "split": file.split, "sha256": file.sha256, "rows": file.rows} for file in sources]
+    return [
+        {"path": file.source, "split": file.split, "sha256": file.sha256, "rows": file.rows, "hub": file.hub}
+        for file in sources
+    ]
 
 
 def place(loaded: LoadedRecipe, *key: str) -> tuple[str, str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ftkit.console import Console
 from ftkit.merge_language import Trained, merge_language
-from ftkit.merging import full_precision
+from ftkit.merging import Chooser, Unquantised, base_to_merge_into, unquantised
 from ftkit.models.adapters import Adapter
 from ftkit.models.base import Loaded
 from ftkit.models.hardware import Machine
@@ -14,14 +12,12 @@ from ftkit.models.locate import BaseFiles
 from ftkit.plan.text import TextPlan
 from ftkit.pretrain.evaluate import Evaluation, scored_on
 from ftkit.pretrain.prepare import Prepared, load_base
+from ftkit.pretrain.train import validator
 from ftkit.proof import Afresh, FreshProcess, HeldOutRows
 from ftkit.records import EvalReport, ModelScores
 from ftkit.rundir import RunDir
 from ftkit.tasks.heldout import score_held_out
 from ftkit.tasks.language import Scores
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def merge(
@@ -41,15 +37,16 @@ def merge(
     Returns the report with the merged model beside the adapter. Raises NotProved where the merged model is not shown
     to be the adapter's; then there is no folder called merged.
     """
-    model, expected = _full_precision(plan, prepared, run, evaluation, adapter, machine)
+    chosen, expected = _full_precision(plan, prepared, run, evaluation, adapter, machine)
     trained = Trained(
-        model=model,
+        chosen=chosen,
         expected=expected,
         measured=evaluation.scores,
         tokenizer=prepared.tokenizer,
         adapter=adapter,
         files=files,
         trust_remote_code=bool(getattr(plan.base, "trust_remote_code", False)),
+        tolerance=plan.recipe.merging.tolerance,
     )
     rows = HeldOutRows(
         rows=prepared.test.rows if prepared.test.hidden is None else prepared.test.hidden,
@@ -66,15 +63,17 @@ def merge(
 
 def _full_precision(
     plan: TextPlan, prepared: Prepared, run: RunDir, evaluation: Evaluation, adapter: Adapter, machine: Machine
-) -> tuple[PreTrainedModel, Scores]:
-    """The unquantised base with the adapter, and its scores: what the merged model must equal."""
+) -> tuple[Unquantised, Scores]:
+    """An unquantised base with the adapter, and its scores: what the merged model must equal."""
+    into = base_to_merge_into(adapter, plan.recipe.merging)
     if not adapter.quantize:
-        return evaluation.model, evaluation.scores
+        return Unquantised(evaluation.model), evaluation.scores
 
     def load(quantize: bool) -> Loaded:
         seed = plan.recipe.train.seed + 1
         return load_base(plan, seed=seed, quantize=quantize, machine=machine, tokenizer=prepared.tokenizer)
 
-    model = full_precision(load, run.adapter, loftq=adapter.init == "loftq")
+    validate = validator(prepared, prepared.valid) if len(prepared.valid) else None
+    chosen = unquantised(load, run.adapter, into, Chooser(validate, plan.best_by, lowest=True))
     pad = prepared.pad_token_id
-    return model, score_held_out(model, prepared.test, pad_token_id=pad, positions=evaluation.positions)
+    return chosen, score_held_out(chosen.model, prepared.test, pad_token_id=pad, positions=evaluation.positions)

@@ -132,7 +132,8 @@ def choices(form: Schema) -> list[str]:
 def brief(form: Schema) -> str:
     """A mapping by the key that tells it from the others, as {type: classify} or {init: …}."""
     properties = form.get("properties", {})
-    key = "type" if "const" in properties.get("type", {}) else next(iter(form.get("required", ())), "…")
+    first = next(iter(properties), "…")
+    key = "type" if "const" in properties.get("type", {}) else next(iter(form.get("required", ())), first)
     return "{" + f"{key}: {properties.get(key, {}).get('const', '…')}" + "}"
 
 

@@ -38,13 +38,14 @@ class LoadedRecipe:
         return _place(self.origins[key], str(self.path))
 
 
-def load(path: Path, overrides_: Sequence[str] = ()) -> LoadedRecipe:
+def load(path: Path, overrides_: Sequence[str] = (), *, kept: Path | None = None) -> LoadedRecipe:
     """Reads and checks a recipe; no data is opened. ``overrides_``: texts such as "train.epochs=5".
 
+    ``kept``: the copy that a run has of the recipe, which is read instead of ``path``; its paths are relative to that.
     Raises RecipeError with every problem that can be known from the recipe alone.
     """
     shown = str(path)
-    document = read_file(path, shown)
+    document = read_file(kept or path, shown)
     root, wrong = overrides.apply(document.root, overrides_)
     expanded, unfit = presets.expand(root, path.resolve().parent)
     adapter_failed = bool(unfit) and expanded is root

@@ -73,7 +73,7 @@ def _path(kind: str, location: tuple[int | str, ...], data: Any) -> Key:
         return ()
     step, rest = location[0], location[1:]
     skipped = _path(kind, rest, data)
-    if step in data if isinstance(data, dict) else isinstance(data, list) and isinstance(step, int):
+    if step in data if isinstance(data, dict) else isinstance(data, list) and step in range(len(data)):
         taken = (step, *_path(kind, rest, data[step]))
         return taken if len(taken) > len(skipped) else skipped
     # What is not there: a key that is missing, or one whose default breaks a rule.
@@ -190,6 +190,8 @@ def _need(words: list[str], forms: list[Schema], got: Node) -> str:
     if got.value == "" and any(form.get("minLength") for form in forms):
         least = " that is not empty"
     needed = list(dict.fromkeys([*words, *shown]))
+    if len(needed) > 1:
+        needed = [word for text in needed for word in (("true", "false") if text == "true or false" else (text,))]
     return " or ".join([", ".join(needed[:-1]), needed[-1]] if len(needed) > 1 else needed) + least
 
 

@@ -35,6 +35,7 @@ _TITLES = {
     "Train": "`train`",
     "Eval": "`eval`",
     "Bound": "`gate.METRIC`",
+    "Merge": "`merge`",
 }
 
 

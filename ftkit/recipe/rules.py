@@ -10,10 +10,13 @@ from ftkit.data.language import unknown_languages
 from ftkit.data.section import Data, Docstrings, Source, parse_share
 from ftkit.data.template import Template
 from ftkit.evals.section import METRICS_OF, NEITHER_IS_BETTER, WORDS_ONLY, Eval, Gate, TaskName
+from ftkit.export.formats import NEEDED, parse
+from ftkit.export.source import Needs
+from ftkit.models.adapters import Adapter
 from ftkit.models.scratch import Scratch
 from ftkit.recipe.tree import Key
 from ftkit.section import Section
-from ftkit.tasks.section import Classify, Pretrain, Sft, Task, Train, Words
+from ftkit.tasks.section import Classify, Merge, Pretrain, Sft, Task, Train, Words
 
 Broken = tuple[Key, str]
 """The key, relative to the section that the rule is about, and the message."""
@@ -268,6 +271,42 @@ def of_gate(gate: Gate, section: Eval | None, task: Task | None, base: Any) -> I
             yield (metric, "max"), f"got {bound.max:g}, and {metric} is at least {low:g}. Write a larger number."
         if bound.min is not None and bound.max is not None and bound.min > bound.max:
             yield (metric, "max"), f"got {bound.max:g}, below min ({bound.min:g}), so nothing passes. Remove one."
+
+
+def of_merge(section: Merge, adapter: Adapter | None, data: Data | None) -> Iterator[Broken]:
+    """``adapter`` and ``data`` are None where they are wrong themselves."""
+    if "into" not in section.model_fields_set or adapter is None:
+        return
+    if adapter.quantize is None:
+        yield ("into",), "is for a base in 4 bits (adapter.quantize). Remove it."
+    elif adapter.init == "loftq" and section.into != "dequantised":
+        yield ("into",), "a LoftQ adapter holds what 4 bits lose, so it fits them alone. Write dequantised."
+    elif section.into == "auto" and data is not None and parse_share(str(data.valid)) == 0:
+        yield ("into",), "auto needs validation rows, and data.valid is 0%. Write a larger share, full or dequantised."
+
+
+def of_export(formats: Sequence[str], task: Task | None, base: Any, merge: Any) -> Iterator[Broken]:
+    """``task``, ``base`` and ``merge`` are None where they are wrong themselves."""
+    targets = [parse(text) for text in formats]
+    names = [target.name for target in targets]
+    merged = merge is not False or isinstance(base, Scratch)
+    for index, target in enumerate(targets):
+        first = names.index(target.name)
+        if first < index:
+            yield (index,), f"{target.name} stands there twice (also export[{first}]). Remove one."
+        elif task is not None and target.format.needs not in _trains(task, base):
+            yield (index,), f"{target.format.name} is for {NEEDED[target.format.needs]}. Remove it."
+        elif not merged and target.format.needs != "adapter":
+            yield (index,), f"{target.format.name} is made of the merged model. Write merge: true, or remove it."
+
+
+def _trains(task: Task, base: Any) -> set[Needs]:
+    """What the model of a run is, of what formats need."""
+    if isinstance(task, Classify) and task.words is None:
+        return {"model", "head"}
+    if isinstance(task, Pretrain) and task.objective == "masked":
+        return {"model"}
+    return {"model", "decoder"} if isinstance(base, Scratch) else {"model", "decoder", "adapter"}
 
 
 def _unfit(metric: Any, task: Task) -> str | None:

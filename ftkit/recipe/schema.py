@@ -21,13 +21,14 @@ from pydantic_core import PydanticCustomError
 
 from ftkit.data.section import Data
 from ftkit.evals.section import Eval, Gate
+from ftkit.export.formats import FORMATS, parse
 from ftkit.models.adapters import Adapter
 from ftkit.models.scratch import Scratch
 from ftkit.recipe import rules
 from ftkit.recipe.rules import Broken
 from ftkit.reference import ModelRef
 from ftkit.section import Section
-from ftkit.tasks.section import Task, Train
+from ftkit.tasks.section import Merge, Task, Train
 
 BROKEN_RULES = "broken_rules"  # the type of the error whose context lists what is broken
 
@@ -35,6 +36,19 @@ BROKEN_RULES = "broken_rules"  # the type of the error whose context lists what 
 def _model(text: str) -> str:
     ModelRef.parse(text)
     return text
+
+
+def _format(text: str) -> str:
+    parse(text)
+    return text
+
+
+def _formats() -> str:
+    """The formats by the types that they have."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for each in FORMATS:
+        names.setdefault(each.types, []).append(each.name)
+    return "; ".join(f"{', '.join(own)}: {', '.join(types)}" for types, own in names.items())
 
 
 class Base(Section):
@@ -94,7 +108,18 @@ class Recipe(Section):
     gate: Gate = Field(
         default_factory=dict, description="Conditions on metrics. No merge unless all hold. Left out: none."
     )
-    merge: bool = Field(default=True, description="Merge the adapter into the base after the gate, and prove it.")
+    merge: bool | Merge = Field(
+        default=True,
+        description="Merge the adapter into the base after the gate, and prove it; or how: {into, tolerance}.",
+    )
+
+    export: tuple[Annotated[str, AfterValidator(_format)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="Formats to write the merged model in as well, FORMAT or FORMAT:TYPE; each is compared with it and "
+        f"measured on the test rows. {_formats()}.",
+        examples=['[safetensors, "gguf:q8_0"]'],
+    )
 
     # A validator sees the sections above its own, where these are valid: each rule stands at the lowest key it reads.
 
@@ -137,10 +162,23 @@ class Recipe(Section):
 
     @field_validator("merge")
     @classmethod
-    def _merge_rules(cls, merge: bool, info: ValidationInfo) -> bool:
+    def _merge_rules(cls, merge: bool | Merge, info: ValidationInfo) -> bool | Merge:
         if merge and isinstance(info.data.get("base"), Scratch):
             raise ValueError("a model from scratch has no adapter to merge. Remove the key.")
+        if isinstance(merge, Merge):
+            _raise(rules.of_merge(merge, info.data.get("adapter"), info.data.get("data")))
         return merge
+
+    @field_validator("export")
+    @classmethod
+    def _export_rules(cls, export: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        _raise(rules.of_export(export or (), info.data.get("task"), info.data.get("base"), info.data.get("merge")))
+        return export
+
+    @property
+    def merging(self) -> Merge:
+        """How the adapter is merged, where it is."""
+        return self.merge if isinstance(self.merge, Merge) else Merge()
 
 
 def _raise(broken: Iterable[Broken]) -> None:

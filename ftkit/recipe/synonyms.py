@@ -19,6 +19,11 @@ SYNONYMS = {
     "train_file": "train",
     "evaluation": "eval",
     "gates": "gate",
+    "exports": "export",
+    "export_format": "export",
+    "export_formats": "export",
+    "save_method": "export",
+    "outtype": "export",
     # task
     "method": "type",
     "peft_type": "type",

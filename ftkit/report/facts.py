@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ftkit.report import numbers, tables, wording
+from ftkit.report import numbers, rungs, tables, wording
 from ftkit.report.story import Story
 
 Facts = list[tuple[str, str]]
@@ -145,6 +145,8 @@ def proof(story: Story) -> Facts:
         ("Predictions that agree", wording.agreement(merge["argmax_agreement"])),
         ("Largest difference of a metric", numbers.small(wording.metric_diff(merge))),
         ("Allowed", tolerance),
+        ("Merged into", wording.merged_into(merge)),
+        ("Compared with the adapter on the base in 4 bits", wording.against_quantised(merge)),
         ("Method", f"{merge['method']}, written in {merge['dtype']}"),
         ("Time and peak memory", f"{numbers.seconds(merge['seconds'])}, {numbers.mebibytes(merge['peak_rss_mb'])}"),
         ("Read and written", f"{numbers.size(merge['bytes_read'])}, {numbers.size(merge['bytes_written'])}"),
@@ -187,6 +189,7 @@ def limits(story: Story) -> list[str]:
         out.append(wording.NO_GATE)
     if story.merge is not None and not story.merge["passed"]:
         out.append("The merged model was not proved to be the trained one: use the adapter.")
+    out += rungs.fallen(report)
     like = "texts like the test texts" if report.unit == "window" else "rows like the test rows"
     out.append(f"The results hold for {like}. Other sources, topics and languages were not measured.")
     if report.task == "sft" and tables.answer_metric(report.models[tables.main_model(report)].metrics) is not None:

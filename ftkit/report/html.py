@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.evals.gate import rows_to_decide
 from ftkit.records import EvalReport
-from ftkit.report import answers, charts, facts, language, numbers, tables, untrusted, wording
+from ftkit.report import answers, charts, facts, language, numbers, rungs, tables, untrusted, wording
 from ftkit.report.story import Mistake, Story
 
 if TYPE_CHECKING:
@@ -78,9 +78,12 @@ def _environment() -> Environment:
 def _results(story: Story) -> dict[str, Any]:
     report = story.eval
     if report is None:
-        return {"results": None, "compared": [], "gate": [], "undecided": "", "seeds": ((), []), "against": None}
+        nothing: dict[str, Any] = {"results": None, "compared": [], "gate": [], "undecided": "", "rungs": []}
+        return nothing | {"seeds": ((), []), "against": None}
     return {
         "results": tables.results(report),
+        "rungs": rungs.rungs(report),
+        "rung_headings": rungs.headings(report),
         "lower": {metric: numbers.lower_is_better(metric) for metric in tables.results(report).metrics},
         "compared": [_compared(item, report) for item in tables.compared(report)],
         "gate": report.gate.reasons,

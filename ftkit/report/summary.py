@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ftkit.records import EvalReport
-from ftkit.report import numbers, tables, untrusted, wording
+from ftkit.report import numbers, rungs, tables, untrusted, wording
 from ftkit.report.story import Story
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Summary:
             yield from _tables(report, options.max_width)
             for item in _main_comparisons(report):
                 yield _line(wording.compared_line(item, tables.kind_of(report)))
+            yield from _rungs(report)
             yield ""
             yield from _gate(report)
         if self.story.merge is not None:
@@ -59,9 +60,24 @@ class Scores:
                 yield _line(wording.compared_line(item, tables.kind_of(self.report)))
 
 
+class Ladder:
+    """A rich renderable of the models of a run, with what each weighs, how fast it is and what it lost."""
+
+    def __init__(self, report: EvalReport) -> None:
+        self.report = report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _rungs(self.report)
+
+
 def scores(report: EvalReport) -> RenderableType:
     """What to print of a report that is no run's own."""
     return Scores(report)
+
+
+def ladder(report: EvalReport) -> RenderableType:
+    """What to print of a run's exports."""
+    return Ladder(report)
 
 
 def render(story: Story) -> RenderableType:
@@ -107,6 +123,24 @@ def _table(report: EvalReport, found: tables.Results, models: Sequence[tables.Re
         arrow = " ↓" if numbers.lower_is_better(metric) else ""
         table.add_row(f"{numbers.metric_name(metric)}{arrow}", *cells)
     return table
+
+
+def _rungs(report: EvalReport) -> Iterator[RenderableType]:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    found = rungs.rungs(report)
+    if not found:
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(rungs.headings(report)):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    for rung in found:
+        table.add_row(_line(rung.name), *rung.cells)
+    yield ""
+    yield table
+    for sentence in rungs.fallen(report):
+        yield _marked("open", sentence)
 
 
 def _gate(report: EvalReport) -> list[Text]:

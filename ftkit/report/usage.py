@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Literal
 
 from ftkit.report import untrusted
 from ftkit.report.story import Story
+
+# What the hub calls the task of each kind of model.
+PIPELINES = {
+    "classify": "text-classification",
+    "words": "text-generation",
+    "causal": "text-generation",
+    "masked": "fill-mask",
+    "sft": "text-generation",
+}
 
 
 def _multi_label(story: Story) -> bool:
@@ -13,21 +24,33 @@ def _multi_label(story: Story) -> bool:
 
 
 def uses(story: Story) -> list[tuple[str, str]]:
-    """What there is to load, and the code that does it without ftkit."""
-    adapter, folder = {
-        "causal": (_causal_adapter, _causal_folder),
-        "masked": (_masked_adapter, _masked_folder),
-        "sft": (_answering_adapter, _answering_folder),
-        "words": (_words_adapter, _words_folder),
-    }.get(story.kind, (_classifier_adapter, _classifier_folder))
+    """What there is to load in the run's folder, and the code that does it without ftkit."""
+    adapter, folder = _loaders(story)
     found = []
     if story.has_adapter:
-        found.append(("the adapter on its base", adapter(story)))
+        found.append(("the adapter on its base", adapter(story, "adapter")))
         if story.has_merged:
             found.append(("the merged model", folder(story, "merged")))
     elif story.has_model:
         found.append(("the model", folder(story, "model")))
     return found
+
+
+def of_repository(story: Story, product: Literal["adapter", "merged", "model"], place: str) -> str:
+    """The code that loads what stands at ``place``, a repository of the hub or a folder, without ftkit."""
+    adapter, folder = _loaders(story)
+    return adapter(story, place) if product == "adapter" else folder(story, place)
+
+
+def _loaders(story: Story) -> tuple[Callable[[Story, str], str], Callable[[Story, str], str]]:
+    """What writes the code for an adapter, and for a whole model, of the story's kind."""
+    loaders = {
+        "causal": (_causal_adapter, _causal_folder),
+        "masked": (_masked_adapter, _masked_folder),
+        "sft": (_answering_adapter, _answering_folder),
+        "words": (_words_adapter, _words_folder),
+    }
+    return loaders.get(story.kind, (_classifier_adapter, _classifier_folder))
 
 
 def is_shipped(story: Story) -> bool:
@@ -52,23 +75,27 @@ def _base_arguments(story: Story) -> str:
     return _quoted(untrusted.visible(name)) + at
 
 
-def _classifier_adapter(story: Story) -> str:
+def _classifier_adapter(story: Story, place: str) -> str:
     """Plain peft: nothing of ftkit is needed."""
     length = story.planned("data", "lengths", "max_length")
     cut = f", max_length={int(length)}" if length else ""
     scores = "logits.sigmoid()" if _multi_label(story) else "logits.softmax(-1)"
     base = _base_arguments(story)
-    return f"""\
-{_imports(story)}import json
+    libraries = """\
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-labels = json.load(open("adapter/labels.json", encoding="utf-8"))["labels"]
+"""
+    if place == "adapter":
+        begin = f'import json\n{libraries}\nlabels = json.load(open("adapter/labels.json", encoding="utf-8"))["labels"]'
+    else:
+        begin = f"{libraries}\nlabels = {json.dumps(story.planned('data', 'labels') or [])}"
+    return f"""\
+{_imports(story)}{begin}
 names = dict(enumerate(labels))
 base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels=len(labels), id2label=names)
-model = PeftModel.from_pretrained(base, "adapter").eval()
-tokenizer = AutoTokenizer.from_pretrained("adapter")
+model = PeftModel.from_pretrained(base, {_quoted(place)}).eval()
+tokenizer = AutoTokenizer.from_pretrained({_quoted(place)})
 
 with torch.no_grad():
     logits = model(**tokenizer("your text", return_tensors="pt", truncation=True{cut})).logits
@@ -84,7 +111,7 @@ def _classifier_folder(story: Story, folder: str) -> str:
     return f"""\
 from transformers import pipeline
 
-classifier = pipeline("text-classification", model="{folder}", tokenizer="{folder}")
+classifier = pipeline("text-classification", model={_quoted(folder)}, tokenizer={_quoted(folder)})
 print(classifier("your text", top_k=None{many}{cut}))
 """
 
@@ -96,14 +123,14 @@ print(tokenizer.decode(written[0], skip_special_tokens=True))
 """
 
 
-def _causal_adapter(story: Story) -> str:
+def _causal_adapter(story: Story, place: str) -> str:
     return f"""\
 {_imports(story)}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained({_base_arguments(story)})
-model = PeftModel.from_pretrained(base, "adapter").eval()
-tokenizer = AutoTokenizer.from_pretrained("adapter")
+model = PeftModel.from_pretrained(base, {_quoted(place)}).eval()
+tokenizer = AutoTokenizer.from_pretrained({_quoted(place)})
 {_WRITE}"""
 
 
@@ -111,20 +138,20 @@ def _causal_folder(_story: Story, folder: str) -> str:
     return f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{folder}").eval()
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForCausalLM.from_pretrained({_quoted(folder)}).eval()
+tokenizer = AutoTokenizer.from_pretrained({_quoted(folder)})
 {_WRITE}"""
 
 
-def _masked_adapter(story: Story) -> str:
+def _masked_adapter(story: Story, place: str) -> str:
     return f"""\
 import torch
 from peft import PeftModel
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 base = AutoModelForMaskedLM.from_pretrained({_base_arguments(story)})
-model = PeftModel.from_pretrained(base, "adapter").eval()
-tokenizer = AutoTokenizer.from_pretrained("adapter")
+model = PeftModel.from_pretrained(base, {_quoted(place)}).eval()
+tokenizer = AutoTokenizer.from_pretrained({_quoted(place)})
 
 text = tokenizer(f"A text with a hidden {{tokenizer.mask_token}} in it.", return_tensors="pt")
 with torch.no_grad():
@@ -138,12 +165,12 @@ def _masked_folder(_story: Story, folder: str) -> str:
     return f"""\
 from transformers import pipeline
 
-fill = pipeline("fill-mask", model="{folder}", tokenizer="{folder}")
+fill = pipeline("fill-mask", model={_quoted(folder)}, tokenizer={_quoted(folder)})
 print(fill(f"A text with a hidden {{fill.tokenizer.mask_token}} in it."))
 """
 
 
-def _loaded_adapter(story: Story) -> str:
+def _loaded_adapter(story: Story, place: str) -> str:
     """The lines that load a decoder, its adapter and the tokenizer with the template that was trained."""
     resized = ""
     if story.planned("data", "template", "added"):
@@ -152,9 +179,9 @@ if len(tokenizer) > base.get_input_embeddings().num_embeddings:
     base.resize_token_embeddings(len(tokenizer))
 """
     return f"""\
-tokenizer = AutoTokenizer.from_pretrained("adapter")
+tokenizer = AutoTokenizer.from_pretrained({_quoted(place)})
 base = AutoModelForCausalLM.from_pretrained({_base_arguments(story)})
-{resized}model = PeftModel.from_pretrained(base, "adapter").eval()
+{resized}model = PeftModel.from_pretrained(base, {_quoted(place)}).eval()
 """
 
 
@@ -178,13 +205,13 @@ def _new_tokens(story: Story) -> int:
     return int(story.planned("data", "max_new_tokens") or 256)
 
 
-def _answering_adapter(story: Story) -> str:
+def _answering_adapter(story: Story, place: str) -> str:
     """Greedy, as the answers that were measured."""
     return f"""\
 {_imports(story)}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-{_loaded_adapter(story)}
+{_loaded_adapter(story, place)}
 {_turns(story)}
 prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(
@@ -202,7 +229,7 @@ def _answering_folder(story: Story, folder: str) -> str:
     return f"""\
 from transformers import pipeline
 
-answering = pipeline("text-generation", model="{folder}", tokenizer="{folder}")
+answering = pipeline("text-generation", model={_quoted(folder)}, tokenizer={_quoted(folder)})
 {_turns(story)}
 found = answering(
     turns,
@@ -244,13 +271,13 @@ print(dict(zip(words, found.softmax(0).tolist())))
 """
 
 
-def _words_adapter(story: Story) -> str:
+def _words_adapter(story: Story, place: str) -> str:
     return f"""\
 {_imports(story)}import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-{_loaded_adapter(story)}{_words(story)}"""
+{_loaded_adapter(story, place)}{_words(story)}"""
 
 
 def _words_folder(story: Story, folder: str) -> str:
@@ -258,8 +285,8 @@ def _words_folder(story: Story, folder: str) -> str:
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForCausalLM.from_pretrained("{folder}").eval()
+tokenizer = AutoTokenizer.from_pretrained({_quoted(folder)})
+model = AutoModelForCausalLM.from_pretrained({_quoted(folder)}).eval()
 {_words(story)}"""
 
 

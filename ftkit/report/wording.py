@@ -86,7 +86,38 @@ def proof_line(merge: Mapping[str, Any], kind: str) -> str:
         f"The merged model {shown}:{rows} the largest logit difference is "
         f"{numbers.small(merge['max_abs_logit_diff'])}{limit}, the predictions agree on "
         f"{agreement(merge['argmax_agreement'])}{of_tokens}, and the metric differs by {metric}."
+        f"{_quantised_line(merge, of_tokens)}"
     )
+
+
+def merged_into(merge: Mapping[str, Any]) -> str:
+    """Which base an adapter that was trained on one in 4 bits was merged into, and why; empty for another adapter."""
+    named = {"full": "the base in full precision", "dequantised": "the dequantised base"}
+    if "into" not in merge:
+        return ""
+    into, chosen = merge["into"], merge.get("chosen_by")
+    if not chosen:
+        return named[into]
+    other = next(base for base in named if base != into)
+    figures = f"{numbers.score(chosen[into])} against {numbers.score(chosen[other])} on {named[other]}"
+    return f"{named[into]} (validation {numbers.metric_inside(chosen['metric'])} {figures})"
+
+
+def against_quantised(merge: Mapping[str, Any], of_tokens: str = "") -> str:
+    """How the merged model differs from the adapter on its base in 4 bits; empty for another adapter."""
+    found = merge.get("quantised") or {}
+    if "metric" not in found:
+        return ""
+    return (
+        f"the largest logit difference is {numbers.small(found['max_abs_logit_diff'])}, the predictions agree on "
+        f"{agreement(found['argmax_agreement'])}{of_tokens}, and {numbers.metric_inside(found['metric'])} is "
+        f"{numbers.score(found['merged'])} against {numbers.score(found['adapter'])}"
+    )
+
+
+def _quantised_line(merge: Mapping[str, Any], of_tokens: str) -> str:
+    against = against_quantised(merge, of_tokens)
+    return f" It was merged into {merged_into(merge)}; compared with the base in 4 bits, {against}." if against else ""
 
 
 def agreement(share: float) -> str:

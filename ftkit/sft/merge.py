@@ -6,7 +6,7 @@ from typing import Any
 
 from ftkit.console import Console
 from ftkit.merge_language import Trained, merge_language
-from ftkit.merging import full_precision
+from ftkit.merging import Chooser, Unquantised, base_to_merge_into, unquantised
 from ftkit.models.base import Loaded
 from ftkit.models.hardware import Machine
 from ftkit.plan.chat import ChatPlan
@@ -15,7 +15,7 @@ from ftkit.records import EvalReport, ModelScores
 from ftkit.rundir import RunDir
 from ftkit.sft.evaluate import Evaluation
 from ftkit.sft.exam import Exam
-from ftkit.sft.train import load_base
+from ftkit.sft.train import load_base, validator
 from ftkit.tasks.rendering import as_message
 
 
@@ -66,22 +66,23 @@ def _messages(exam: Exam, number: int) -> list[dict[str, Any]] | None:
 
 
 def _full_precision(plan: ChatPlan, run: RunDir, evaluation: Evaluation, machine: Machine) -> Trained:
-    """The adapter on the unquantised base, and its scores: what the merged model must equal."""
-    model, measured = evaluation.model, evaluation.result.scores
-    expected = measured
+    """The adapter on an unquantised base, and its scores: what the merged model must equal."""
+    chosen, measured, section = Unquantised(evaluation.model), evaluation.result.scores, plan.recipe.merging
+    into, expected = base_to_merge_into(plan.adapter, section), measured
     if plan.adapter.quantize:
 
         def load(quantize: bool) -> Loaded:
             return load_base(plan, seed=plan.recipe.train.seed + 1, quantize=quantize, machine=machine)
 
-        model = full_precision(load, run.adapter, loftq=plan.adapter.init == "loftq")
-        expected = evaluation.exam.score(model, positions=evaluation.positions)
+        chosen = unquantised(load, run.adapter, into, Chooser(validator(plan), plan.best_by, plan.lowest))
+        expected = evaluation.exam.score(chosen.model, positions=evaluation.positions)
     return Trained(
-        model=model,
+        chosen=chosen,
         expected=expected,
         measured=measured,
         tokenizer=plan.chat.tokenizer,
         adapter=plan.adapter,
         files=plan.files,
         trust_remote_code=plan.base.trust_remote_code,
+        tolerance=section.tolerance,
     )

@@ -11,6 +11,7 @@ from ftkit.errors import Problem, RecipeError
 from ftkit.evals.section import GENERATED
 from ftkit.files import write_json
 from ftkit.models.base import Loaded, inference_mode, load_adaptable, with_new_adapter
+from ftkit.models.fingerprint import write_fingerprint
 from ftkit.models.hardware import Machine
 from ftkit.plan import common
 from ftkit.plan.chat import AnsweredSide, ChatPlan
@@ -87,6 +88,7 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
     folder.folder.mkdir(parents=True, exist_ok=True)
     summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
     plan.chat.tokenizer.save_pretrained(folder.adapter)
+    write_fingerprint(folder.adapter, plan.files)
     write_json(folder.train, as_json(summary))
 
 

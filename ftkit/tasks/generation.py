@@ -60,7 +60,7 @@ def generate(
     waiting = [row for row, room in enumerate(rooms) if room > 0]
     if advance and len(waiting) < len(prompts):
         advance(len(prompts) - len(waiting))
-    with _without_settings(model):
+    with without_settings(model):
         while waiting:
             rows = {row: [*prompts[row], *found[row]] for row in waiting}
             left = {row: rooms[row] - len(found[row]) for row in waiting}
@@ -169,7 +169,7 @@ class _Step:
 
 
 @contextmanager
-def _without_settings(model: PreTrainedModel) -> Iterator[None]:
+def without_settings(model: PreTrainedModel) -> Iterator[None]:
     """The model's own settings for generation put aside: what a call leaves open, transformers takes from them."""
     from transformers import GenerationConfig
 

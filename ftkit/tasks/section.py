@@ -1,4 +1,4 @@
-"""The ``task`` and ``train`` sections of a recipe. A new task joins the union ``Task``."""
+"""The ``task``, ``train`` and ``merge`` sections of a recipe. A new task joins the union ``Task``."""
 
 from __future__ import annotations
 
@@ -139,3 +139,24 @@ class Train(Section):
         1, ge=1, le=20, description="Trainings with seeds from seed on; the first is kept, the others show the spread."
     )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of splits, initialisation, order and dropout.")
+
+
+Into = Literal["full", "dequantised"]
+"""The base that an adapter is merged into: its weights as stored, or the values that their 4 bits stand for."""
+
+
+class Merge(Section):
+    """How an adapter is merged, and how far from it the merged model may be."""
+
+    into: Literal["full", "dequantised", "auto"] = Field(
+        "full",
+        description="For a base in 4 bits. full: the base's own weights; dequantised: the values of the 4 bits, which "
+        "the adapter was trained on; auto: the better of the two on the validation rows. LoftQ: always dequantised.",
+    )
+    tolerance: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="By how much the metric may differ from the adapter's: a difference for classify, a share of the "
+        "perplexity for a language model. Where the base is in 4 bits, by how much it may get worse.",
+    )
