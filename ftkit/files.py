@@ -56,7 +56,8 @@ def read_json(path: Path) -> Any:
 def writing_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside ``path`` that takes the name ``path`` when the block ends well.
 
-    A folder that already has the name is replaced then, not before; on an error the new one is removed.
+    A folder that already has the name is replaced then, not before; on an error the new one is removed. Names are
+    exchanged by two renames: a process that is killed between them leaves both folders under hidden names.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

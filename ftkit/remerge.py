@@ -126,7 +126,7 @@ def _measured(plan: Plan, run: RunDir, fresh: RunDir, console: Console) -> EvalR
 def _keep(run: RunDir, proof: dict[str, Any], report: EvalReport, console: Console) -> None:
     """Writes what was found into the run, beside what it reported before."""
     document = read_json(run.eval)
-    exports = document.pop("exports", {})
+    exports, document["exports"] = document.get("exports", {}), {}
     document["models"] = {name: each for name, each in document["models"].items() if name not in exports}
     document["models"]["merged"] = as_json(report.models["merged"])
     if exports:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import peft
@@ -248,6 +248,23 @@ def test_a_loftq_adapter_within_its_run(made: Made, tmp_path: Path) -> None:
     )
 
 
+KILLED = """
+import os, signal
+from ftkit.cli import main
+from ftkit.export.tensors import Shards
+
+copy, done = Shards.write, []
+
+def write(self, name, blocks):
+    copy(self, name, blocks)
+    done.append(name)
+    if len(done) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Shards.write = write
+main()
+"""
+
 PEAK = """
 import sys
 from pathlib import Path
@@ -303,11 +320,7 @@ def test_a_killed_merge_leaves_the_output_of_before(large: Made, tmp_path: Path)
     out = tmp_path / "out"
     run(large, out)
     before = {path.name: (path.stat().st_ino, path.stat().st_size) for path in out.iterdir()}
-    command = [sys.executable, "-m", "ftkit", "merge", str(large.adapter), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not [path for path in tmp_path.glob(".out.*/**/*.safetensors") if path.stat().st_size > 2**20]:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    done = subprocess.run([sys.executable, "-c", KILLED, "merge", str(large.adapter), "--out", str(out)])
+    assert done.returncode == -signal.SIGKILL
+    assert [path for path in tmp_path.glob(".*.out.*/*.safetensors") if path.stat().st_size > 2**20]
     assert {path.name: (path.stat().st_ino, path.stat().st_size) for path in out.iterdir()} == before

@@ -51,17 +51,31 @@ def chat_with(run: str, system: str | None, temperature: float, max_new_tokens: 
 
 
 def _talk(talk: Talk) -> None:
-    while (line := _line()) is not None:
-        match line.strip():
-            case "":
-                pass
-            case "/quit":
-                return
-            case "/new":
-                talk.turns.clear()
-                _note("A new conversation.")
-            case text:
-                _ask(talk, text)
+    going_on = True
+    while going_on:
+        try:
+            going_on = _turn(talk)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            # Often meant for an answer that has just ended; the conversation must not go with it.
+            _note("\n/quit or Ctrl-D ends.")
+
+
+def _turn(talk: Talk) -> bool:
+    """Reads a message and answers it. Returns whether the conversation goes on."""
+    line = _line()
+    match line if line is None else line.strip():
+        case None | "/quit":
+            return False
+        case "":
+            pass
+        case "/new":
+            talk.turns.clear()
+            _note("A new conversation.")
+        case text:
+            _ask(talk, text)
+    return True
 
 
 def _line() -> str | None:

@@ -24,6 +24,8 @@ _OWN = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector|ia3_l|token_adapter\.trainable_tokens_delta)(?:(?<=vector)\.weight)?"
 )
+# A module that is trained whole, in its wrapper.
+_WRAPPED = re.compile(r"\.modules_to_save\.(default\.)?")
 # Starts that change the base itself: their factors are an update of what is left of it.
 _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga")
 # Switches of LoraConfig under which the update is another one than scale * B A.
@@ -118,7 +120,7 @@ def modules(adapter: AdapterFiles) -> Modules:
             raise NoStreamedForm(f"tensors called {name}")
         elif ".original_module." not in name:
             # With all biases, PEFT saves those of a module trained whole again, under the name of its wrapper.
-            plain = name.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+            plain = _WRAPPED.sub(".", name).replace(".base_layer.", ".")
             if plain == name or plain not in adapter.tensors:
                 found.whole[plain] = stored
     return found
