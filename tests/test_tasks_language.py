@@ -351,17 +351,22 @@ def test_padding_stands_on_the_right_and_goes_on_counting():
 
 
 @pytest.mark.parametrize(
-    ("family", "attention", "arranged"),
-    [("llama", "sdpa", "line"), ("gpt2", "sdpa", "line"), ("llama", "eager", "windows")],
+    ("family", "attention", "dtype", "arranged"),
+    [
+        ("llama", "sdpa", torch.float32, "line"),
+        ("gpt2", "sdpa", torch.float32, "line"),
+        ("llama", "eager", torch.float32, "windows"),
+        ("llama", "sdpa", torch.bfloat16, "windows"),
+    ],
 )
-def test_rows_that_are_put_together_are_trained_as_those_that_stand_alone(family, attention, arranged):
+def test_rows_that_are_put_together_are_trained_as_those_that_stand_alone(family, attention, dtype, arranged):
     """Rows of all lengths in one batch: fewer and fuller rows, and the loss that each row gives by itself."""
     model = pico_model(family, attention)
     chance = random.Random(4)
     ids = [[chance.randrange(4, 60) for _ in range(length)] for length in (5, 60, 17, 9, 33, 2, 41)]
     rows = [{"input_ids": row, "labels": [IGNORED, *row[1:]], "position_ids": [*range(len(row))]} for row in ids]
     alone = Collate(PAD, 64)
-    shared = sharing(alone, model, rows, [len(row) for row in ids])
+    shared = sharing(alone, model, rows, [len(row) for row in ids], dtype)
     assert shared == Collate(PAD, 64, arranged=arranged)
     batches = [collate(rows) for collate in (alone, shared)]
     assert batches[1]["input_ids"].shape[0] < len(rows)
@@ -378,4 +383,4 @@ def test_rows_stay_alone_where_the_model_would_mix_them():
     torch.manual_seed(0)
     mixing = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)).eval()
     rows = [{"input_ids": [*range(4, 4 + length)], "labels": [], "position_ids": []} for length in (20, 30)]
-    assert sharing(Collate(PAD, None), mixing, rows, [20, 30]) == Collate(PAD, None)
+    assert sharing(Collate(PAD, None), mixing, rows, [20, 30], torch.float32) == Collate(PAD, None)

@@ -13,7 +13,7 @@ from ftkit.console import Console
 from ftkit.files import write_json
 from ftkit.models.base import with_new_adapter
 from ftkit.models.fingerprint import write_fingerprint
-from ftkit.models.hardware import Machine
+from ftkit.models.hardware import Machine, training_dtype
 from ftkit.plan.labelled import LabelledPlan
 from ftkit.records import Decision, TrainSummary, as_json
 from ftkit.rundir import RunDir
@@ -46,7 +46,7 @@ def train_run(
     """
     adapter = plan.adapter
     rows, lengths, collate, loss = (
-        _answered(plan, reader) if isinstance(reader, WordsReader) else _labelled(plan, reader)
+        _answered(plan, reader, machine) if isinstance(reader, WordsReader) else _labelled(plan, reader)
     )
 
     def build() -> PreTrainedModel:
@@ -95,12 +95,13 @@ def _labelled(plan: LabelledPlan, reader: Reader) -> _Rows:
     return _Rows(rows, [len(row) for row in ids], lambda _: collate, loss)
 
 
-def _answered(plan: LabelledPlan, reader: WordsReader) -> _Rows:
+def _answered(plan: LabelledPlan, reader: WordsReader, machine: Machine) -> _Rows:
     """Texts in their prompts with the words for their labels, which alone are learned."""
     windows = AnswerWindows(answers_of(plan, reader), packed=False, max_length=plan.max_length)
-    collate = language.Collate(reader.chat.pad_token_id, reader.limit)
+    alone = language.Collate(reader.chat.pad_token_id, reader.limit)
+    dtype = training_dtype(plan.recipe.train.precision, machine)
     return _Rows(
-        windows, windows.lengths, lambda model: language.sharing(collate, model, windows, windows.lengths), None
+        windows, windows.lengths, lambda model: language.sharing(alone, model, windows, windows.lengths, dtype), None
     )
 
 

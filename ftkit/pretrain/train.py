@@ -10,7 +10,7 @@ from ftkit.console import Console
 from ftkit.files import write_json
 from ftkit.models.base import inference_mode, with_new_adapter
 from ftkit.models.fingerprint import write_fingerprint
-from ftkit.models.hardware import Machine
+from ftkit.models.hardware import Machine, training_dtype
 from ftkit.plan.text import TextPlan
 from ftkit.pretrain.prepare import Prepared, load_base
 from ftkit.records import as_json
@@ -37,14 +37,13 @@ def train_run(
         loaded = load_base(plan, seed=seed, quantize=True, machine=machine, tokenizer=prepared.tokenizer)
         return loaded.model if adapter is None else with_new_adapter(loaded, adapter)
 
-    hidden = prepared.masking
+    hidden, dtype = prepared.masking, training_dtype(plan.recipe.train.precision, machine)
 
     def collate(model: PreTrainedModel) -> Callable[..., Any]:
         if hidden is not None:
             return masked.CollateMasked(hidden, prepared.pad_token_id, seed)
-        return language.sharing(
-            language.Collate(prepared.pad_token_id, plan.max_length), model, windows, windows.lengths
-        )
+        alone = language.Collate(prepared.pad_token_id, plan.max_length)
+        return language.sharing(alone, model, windows, windows.lengths, dtype)
 
     job = Job(
         build=build,

@@ -12,7 +12,7 @@ from ftkit.evals.section import GENERATED
 from ftkit.files import write_json
 from ftkit.models.base import Loaded, inference_mode, load_adaptable, with_new_adapter
 from ftkit.models.fingerprint import write_fingerprint
-from ftkit.models.hardware import Machine
+from ftkit.models.hardware import Machine, training_dtype
 from ftkit.plan import common
 from ftkit.plan.chat import AnsweredSide, ChatPlan
 from ftkit.records import as_json
@@ -66,6 +66,7 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
         loaded = load_base(plan, seed=seed, quantize=True, machine=machine)
         return with_new_adapter(loaded, adapter, new_tokens=plan.chat.added_ids)
 
+    dtype = training_dtype(plan.recipe.train.precision, machine)
     windows = AnswerWindows(side.answers, packed=plan.task.packing, max_length=plan.max_length)
     job = Job(
         build=build,
@@ -74,7 +75,9 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
         lengths=windows.lengths,
         places=lambda window: ", ".join(side.rows[row].where for row in windows.members(window)),
         mixed=True,
-        collate=lambda model: sharing(Collate(plan.chat.pad_token_id, plan.limit), model, windows, windows.lengths),
+        collate=lambda model: sharing(
+            Collate(plan.chat.pad_token_id, plan.limit), model, windows, windows.lengths, dtype
+        ),
         loss=None,
         validate=validator(plan),
         best_by=plan.best_by,

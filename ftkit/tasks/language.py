@@ -88,12 +88,17 @@ def together(rows: Sequence[Encoded], most: int) -> list[Encoded]:
     return [{name: [value for row in own for value in row[name]] for name in names} for own in windows]
 
 
-def sharing(collate: Collate, model: PreTrainedModel, rows: Rows, lengths: Sequence[int]) -> Collate:
+def sharing(
+    collate: Collate, model: PreTrainedModel, rows: Rows, lengths: Sequence[int], dtype: torch.dtype
+) -> Collate:
     """The same for rows that are put together, where this model is tried and found to keep them apart.
 
-    On a processor the model attends by document from then on, and all rows stand in one line; where it cannot, and on
-    a GPU, for which that would be many small pieces of work, rows share windows. ``lengths``: tokens of ``rows``.
+    On a processor that trains in float32 the model attends by document from then on, and all rows stand in one line.
+    Elsewhere rows share windows: for a GPU documents are many small pieces of work, and in bfloat16 oneDNN keeps what
+    it compiles for each of their lengths (docs/log.md). ``lengths``: tokens of ``rows``; ``dtype``: of the training.
     """
+    import torch
+
     inference_mode(model)
     longest = max(lengths)
     ids: list[int] = rows[lengths.index(longest)]["input_ids"]
@@ -101,7 +106,7 @@ def sharing(collate: Collate, model: PreTrainedModel, rows: Rows, lengths: Seque
     if min(lengths) < _FEWEST or half == 0:
         return collate
     first, second = ids[:half], ids[half : 2 * half]
-    if model.device.type == "cpu":
+    if model.device.type == "cpu" and dtype == torch.float32:
         alone = _logits_of(model, second)
         if attend_by_document(_beneath(model)):
             if _equal(model, alone, _logits_after(model, first, second)):
