@@ -511,7 +511,7 @@ class TestRuns:
         done = export_run(run, [parse("safetensors:bfloat16")], inspect_machine(), Console(quiet=True))
         assert done.report.exports["safetensors:bfloat16"].seconds is None
         assert "safetensors:bfloat16" not in done.report.models
-        assert "warning: exports are not scored: The run's own rows cannot be read again" in capsys.readouterr().err
+        assert "warning: exports are not scored, as the run's own rows cannot be read: " in capsys.readouterr().err
         shown = [rung for rung in rungs.rungs(done.report) if rung.name == "safetensors:bfloat16"]
         assert [rung.score for rung in shown] == ["–"]
 

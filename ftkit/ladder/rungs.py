@@ -123,7 +123,11 @@ def _reference(trained: Trained, machine: Machine, console: Console) -> Referenc
     try:
         rows = own_rows(trained)
     except RecipeError as error:
-        console.warn(f"exports are not scored: {error.problems[0].message if error.problems else error.headline}")
+        why = error.__cause__ or error  # what it says besides is for ``ftkit eval``, which can be given other rows
+        console.warn(
+            f"exports are not scored, as the run's own rows cannot be read: {getattr(why, 'headline', why)}. "
+            "Start where the run was started, with its data in place."
+        )
         return None
     outcome, seconds = _score(rows, rows.load(trained, machine), "the model", console)
     size = sum(file.stat().st_size for file in trained.folder.rglob("*") if file.is_file())
