@@ -139,6 +139,8 @@ def test_temperature_gives_other_answers(answerer):
 INTERRUPTED = """
 import importlib, os, signal
 
+# Whoever is started in the background by a shell ignores Ctrl-C, and so does what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 chat = importlib.import_module("ftkit.cli.chat")
 say, said = chat._say, []
 
