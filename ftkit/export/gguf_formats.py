@@ -55,26 +55,17 @@ class Gguf:
 
 
 @dataclass(frozen=True, slots=True)
-class Ollama:
+class Ollama(Gguf):
     """model.gguf and a Modelfile with the trained template and stop words: ``ollama create NAME -f Modelfile``."""
 
     name: str = "ollama"
-    types: tuple[str, ...] = (*_FLOATS, *_QUANTISED)
-    needs: Needs = "decoder"
-    reader: str = "transformers"
-
-    def left_out(self, source: Source) -> str:
-        return short(source.stored)
 
     def write(self, source: Source, folder: Path, kind: str) -> dict[str, Any]:
         from ftkit.export.ollama import write_modelfile
 
-        found = Gguf().write(source, folder, kind)
+        found = Gguf.write(self, source, folder, kind)
         made = write_modelfile(source.model, folder / FILE, folder / "Modelfile")
         return {**found, **made, "notes": [*found["notes"], *made["notes"]]}
-
-    def read(self, folder: Path, source: Source) -> Any:
-        return Gguf().read(folder, source)
 
 
 @dataclass(frozen=True, slots=True)
