@@ -21,6 +21,7 @@ from ftkit.serve.refusal import Refusal, refusal_of
 from ftkit.serve.replies import Hearing, Reply, gone
 from ftkit.serve.served import Labels, Language, Served
 from ftkit.tasks.chat import Unfit
+from ftkit.tasks.tool_calls import CallReader
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -73,7 +74,7 @@ class _Routes:
             prompt = await asyncio.to_thread(language.answer_to, turns, tools)
         except Unfit as unfit:
             raise Refusal(400, f"{unfit}", "unfit_messages", "messages") from None
-        return await self._answer(request, order, language, prompt, chat=True)
+        return await self._answer(request, order, language, prompt, chat=True, calls=_reader(order, language, tools))
 
     async def complete(self, request: Request) -> Response:
         order = read_order(await read_body(request), CompletionOrder)
@@ -128,15 +129,23 @@ class _Routes:
         return Response(self.metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
 
     async def _answer(
-        self, request: Request, order: Generating, language: Language, prompt: list[int], *, chat: bool
+        self,
+        request: Request,
+        order: Generating,
+        language: Language,
+        prompt: list[int],
+        *,
+        chat: bool,
+        calls: CallReader | None = None,
     ) -> Response:
         hearing = Hearing(request.receive)
         room = _room(order, language, len(prompt))
-        job = Answer(language, prompt, room, order.sampling, order.stops, chat, hearing.hear)
+        kept = () if calls is None else calls.form.special
+        job = Answer(language, prompt, room, order.sampling, order.stops, chat, hearing.hear, kept)
         facts: Facts = request.scope["facts"]
         facts.model, facts.prompt_tokens = order.model, len(prompt)
         self._submit(job)
-        reply = Reply(facts, int(time.time()), chat, order.usage_at_end, self.metrics)
+        reply = Reply(facts, int(time.time()), chat, order.usage_at_end, self.metrics, calls)
         return reply.stream(job, hearing) if order.stream else await reply.whole(job, hearing)
 
     def _submit(self, job: Answer | Labelling) -> None:
@@ -172,6 +181,20 @@ def _asked(order: ChatOrder) -> tuple[tuple[Turn, ...], tuple[Mapping[str, Any],
     except RowError as error:
         raise Refusal(400, f"{error.column}: {error}", "invalid_value", error.column) from None
     return turns, tools
+
+
+def _reader(order: ChatOrder, language: Language, tools: Sequence[Mapping[str, Any]]) -> CallReader | None:
+    """What reads the calls of an answer; None where no tools are on offer, or the model's calls cannot be read.
+
+    Raises Refusal (400) where one call alone is asked for and the model may make several.
+    """
+    form = language.calls
+    if not tools or form is None:
+        return None
+    if order.parallel_tool_calls is False and form.between is not None:
+        message = "parallel_tool_calls: The model itself chooses how many tools it calls. Leave it out."
+        raise Refusal(400, message, "invalid_value", "parallel_tool_calls")
+    return CallReader(form, [str(tool["function"]["name"]) for tool in tools])
 
 
 def _room(order: Generating, language: Language, prompt: int) -> int:

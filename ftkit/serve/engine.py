@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Literal
@@ -67,7 +67,8 @@ class Stopping(Exception):
 class Answer:
     """A request for words: at most ``room`` tokens, which with the prompt fit the model.
 
-    ``hear`` is called in the engine's thread, and after ``gone`` is set no more.
+    ``hear`` is called in the engine's thread, and after ``gone`` is set no more. ``kept``: special tokens that are
+    words of the answer.
     """
 
     served: Language
@@ -77,6 +78,7 @@ class Answer:
     stops: Sequence[str]
     chat: bool
     hear: Callable[[Event], None]
+    kept: Collection[int] = ()
     gone: bool = False
     row: Growing | None = None
     pieces: Pieces | None = None
@@ -84,7 +86,7 @@ class Answer:
     def begin(self) -> Growing:
         """The row that is generated; the same when the request goes on after a pause."""
         if self.row is None:
-            self.pieces = self.served.pieces(self.stops, chat=self.chat)
+            self.pieces = self.served.pieces(self.stops, chat=self.chat, kept=self.kept)
             self.row = Growing(self.prompt, self.room, self.sampling, self._take)
         return self.row
 

@@ -78,6 +78,7 @@ class ChatOrder(Generating):
     messages: list[Any]
     tools: list[Any] | None = None
     tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: Literal[False] | None = None
     top_logprobs: NoneOrZero = None

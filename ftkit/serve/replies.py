@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from ftkit.serve.door import GONE, Facts
 from ftkit.serve.engine import Answer, Ended, Event, Failed, Job, Said
 from ftkit.serve.metrics import Metrics
 from ftkit.serve.refusal import refusal_of
+from ftkit.tasks.tool_calls import Call, CallReader, calls_of, content_of
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -52,30 +54,33 @@ class Hearing:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer as OpenAI's API has it: of a ``chat``, or the continuation of a text."""
+    """One answer as OpenAI's API has it: of a ``chat``, or the continuation of a text.
+
+    ``calls``: what reads its calls of tools, None where all of it is text.
+    """
 
     facts: Facts
     created: int
     chat: bool
     usage_at_end: bool
     metrics: Metrics
+    calls: CallReader | None = None
 
     async def whole(self, job: Answer, hearing: Hearing) -> Response:
         """Raises Refusal where the engine failed."""
         from starlette.responses import JSONResponse
 
-        words: list[str] = []
+        parts: list[str | Call] = []
         async with aclosing(self._events(job, hearing)) as events:
             async for event in events:
+                parts += self._settled(event)
                 match event:
-                    case Said(text):
-                        words.append(text)
                     case Failed(error):
                         raise refusal_of(error)
                     case Ended(reason):
-                        text = "".join(words)
-                        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-                        return JSONResponse(self._document(self._choice(said, reason)) | {"usage": self._usage(event)})
+                        said = {"message": _message(parts)} if self.chat else {"text": content_of(parts)}
+                        choice = self._choice(said, _reason(reason, len(calls_of(parts))))
+                        return JSONResponse(self._document(choice) | {"usage": self._usage(event)})
         return gone(self.facts)
 
     def stream(self, job: Answer, hearing: Hearing) -> Any:
@@ -83,25 +88,36 @@ class Reply:
         return _Stream(self._lines(job, hearing))
 
     async def _lines(self, job: Answer, hearing: Hearing) -> AsyncGenerator[bytes]:
-        ended = False
+        ended, calls = False, 0
         async with aclosing(self._events(job, hearing)) as events:
             if self.chat:
-                yield self._piece({"delta": {"role": "assistant", "content": ""}})
+                yield self._piece({"delta": {"role": "assistant", "content": "" if self.calls is None else None}})
             async for event in events:
+                for part in self._settled(event):
+                    yield self._piece({"delta": _delta(part, calls)} if self.chat else {"text": part})
+                    calls += isinstance(part, Call)
                 match event:
-                    case Said(text):
-                        yield self._piece({"delta": {"content": text}} if self.chat else {"text": text})
+                    case Said():
                         continue
                     case Failed(error):
                         yield _line(refusal_of(error).body)
                     case Ended(reason):
-                        yield self._piece({"delta": {}} if self.chat else {"text": ""}, reason)
+                        yield self._piece({"delta": {}} if self.chat else {"text": ""}, _reason(reason, calls))
                         if self.usage_at_end:
                             yield _line(self._document() | {"usage": self._usage(event)})
                         yield b"data: [DONE]\n\n"
                 ended = True
         if not ended:
             gone(self.facts)
+
+    def _settled(self, event: Event) -> list[str | Call]:
+        """The text and the calls that an event settles."""
+        match event:
+            case Said(text):
+                return [text] if self.calls is None else self.calls.add(text)
+            case Ended():
+                return [] if self.calls is None else self.calls.end()
+        return []
 
     async def _events(self, job: Answer, hearing: Hearing) -> AsyncGenerator[Event]:
         try:
@@ -158,6 +174,27 @@ def gone(facts: Facts) -> Response:
 
     facts.status = GONE
     return Response(status_code=GONE)
+
+
+def _message(parts: Sequence[str | Call]) -> dict[str, Any]:
+    content, calls = content_of(parts), [_as_openai(call) for call in calls_of(parts)]
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    return message | {"content": content or None, "tool_calls": calls} if calls else message
+
+
+def _delta(part: str | Call, calls: int) -> dict[str, Any]:
+    """What a part adds to a streamed message that has so many calls."""
+    return {"content": part} if isinstance(part, str) else {"tool_calls": [{"index": calls, **_as_openai(part)}]}
+
+
+def _as_openai(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+def _reason(ended: str, calls: int) -> str:
+    """An answer that was cut off says so, with calls or without."""
+    return "tool_calls" if calls and ended == "stop" else ended
 
 
 def _line(document: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from ftkit.tasks.pieces import Pieces
 from ftkit.tasks.rendering import left_out, render
 from ftkit.tasks.section import Sft
 from ftkit.tasks.tokens import start_token
+from ftkit.tasks.tool_calls import CallForm
+from ftkit.tasks.tool_forms import call_form
 from ftkit.trained import Trained, base_address, trained_by
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Language:
 
     ``adapter``: which of those on the model it is, None where the model is its own. ``chat``: None for one that goes on
     with texts only. ``limit``: positions, None where there is no limit. ``system``: what the recipe has the system say.
+    ``calls``: how it writes calls of tools, None where it has no form that can be read.
     Prompts are made in any thread, ``one`` at a time, as a tokenizer must not be used by two; ``writer`` is a copy of
     it for who generates.
     """
@@ -59,6 +62,7 @@ class Language:
     stop_ids: tuple[int, ...]
     max_new_tokens: int
     system: str | None
+    calls: CallForm | None
     writer: PreTrainedTokenizerBase
     one: Lock = field(default_factory=Lock)
 
@@ -88,10 +92,10 @@ class Language:
             found = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [*([] if start is None else [start]), *found]
 
-    def pieces(self, stops: Sequence[str], *, chat: bool) -> Pieces:
-        """What writes the words of an answer; ``chat``: of one in a conversation."""
+    def pieces(self, stops: Sequence[str], *, chat: bool, kept: Collection[int]) -> Pieces:
+        """What writes the words of an answer; ``chat``: of one in a conversation. ``kept``: as Pieces has it."""
         opening = self.chat.opening if self.chat and chat else ""
-        return Pieces(self.writer, opening=opening, stops=stops, trimmed=chat)
+        return Pieces(self.writer, opening=opening, stops=stops, trimmed=chat, kept=kept)
 
 
 Served = Labels | Language
@@ -152,6 +156,7 @@ def _alone(name: str, run: RunDir, machine: Machine) -> Served:
         stop_ids=() if end is None else (int(str(end)),),
         max_new_tokens=NEW_TOKENS,
         system=None,
+        calls=None,
         writer=copy.deepcopy(generator.tokenizer),
     )
 
@@ -169,6 +174,7 @@ def _talking(name: str, trained: Trained, model: PreTrainedModel, chat: Chat, ad
         stop_ids=chat.stop_ids,
         max_new_tokens=int(data["max_new_tokens"]),
         system=task.system,
+        calls=call_form(chat.tokenizer),
         writer=copy.deepcopy(chat.tokenizer),
     )
 

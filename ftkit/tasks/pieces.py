@@ -5,8 +5,10 @@ Joined, the pieces are what ``Chat.said`` makes of all tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
+
+from ftkit.tasks.templates import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,13 +19,21 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 class Pieces:
     """``opening``: what the template makes each answer begin with, which is left out. ``stops``: texts that end it.
 
-    ``trimmed``: without white space around it, as answers in a conversation are; else as the tokens have it.
+    ``trimmed``: without white space around it, as answers in a conversation are; else as the tokens have it. ``kept``:
+    special tokens that are words of the answer all the same.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, opening: str = "", stops: Sequence[str] = (), trimmed: bool = True
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        opening: str = "",
+        stops: Sequence[str] = (),
+        trimmed: bool = True,
+        kept: Collection[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
+        self._left_out = special_ids(tokenizer) - {*kept} if kept else None
         self._opening, self._stops, self._trimmed = opening.strip(), tuple(stops), trimmed
         self._ids: list[int] = []
         self._first = self._read = 0  # tokens that are decoded again for what joins them to the next; those read
@@ -48,8 +58,10 @@ class Pieces:
         return self._settled(over=True)
 
     def _decoded(self, first: int, last: int) -> str:
-        ids = self._ids[first:last]
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        ids, skip = self._ids[first:last], self._left_out is None
+        if self._left_out is not None:
+            ids = [index for index in ids if index not in self._left_out]
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
 
     def _settled(self, *, over: bool) -> str:
         if not self._begin(over=over):
@@ -58,7 +70,7 @@ class Pieces:
             self._stop()
         end = len(self._text)
         if not (over or self.stopped):
-            end -= max((_overlap(self._text, stop) for stop in self._stops), default=0)
+            end -= max((overlap(self._text, stop) for stop in self._stops), default=0)
         if self._trimmed:
             end = len(self._text[:end].rstrip())
         piece = self._text[self._given : end]
@@ -85,6 +97,6 @@ class Pieces:
             self._text, self.stopped = self._text[: min(found)], True
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How many characters at the end of the text may become the stop."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -82,7 +82,7 @@ def _keep_legacy(tokenizer: PreTrainedTokenizerBase, files: BaseFiles) -> None:
 
 def _add_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Adds what ChatML needs and the tokenizer does not treat as special tokens; gives those that are new to it."""
-    special = set(tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer))))
+    special = set(tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer))))
     missing = [mark for mark in (START, END) if mark not in special]
     known = tokenizer.get_vocab()
     if missing:
@@ -95,14 +95,15 @@ def _writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that decoding leaves out where it skips special tokens."""
     marked = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return marked | set(tokenizer.all_special_ids)
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Finds the special tokens in a text, the longest first."""
-    words = tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer)))
+    words = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
     return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) or r"(?!)")
 
 
@@ -147,7 +148,7 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str, key: str) -> tuple[s
         why = "what it asks for an answer with (add_generation_prompt) is not what it writes before one"
         _refuse(source, key, why, "Make the two equal.")
     opening, _, closing = text[len(prompt) :].partition(answer)
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     if special & set(tokenise(tokenizer, opening)[0]):
         why = f"it writes {opening.strip()!r} before an answer, and not where add_generation_prompt asks for one"
         _refuse(source, key, why, "End it with {% if add_generation_prompt %} and what stands before an answer.")
