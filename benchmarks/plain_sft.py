@@ -28,14 +28,17 @@ options.add_argument("--max-length", type=int, default=1024)
 options.add_argument("--seed", type=int, default=42)
 options.add_argument("--stop")
 options.add_argument("--qlora", choices=("yes", "no"), default="no")
+options.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
 given = options.parse_args()
 
 gpu = torch.cuda.is_available()
+# TRL's default, bfloat16 everywhere, stops without a GPU.
+half = gpu if given.precision == "auto" else given.precision == "bfloat16"
 four_bits = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",
     bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.bfloat16 if gpu else torch.float32,
+    bnb_4bit_compute_dtype=torch.bfloat16 if half else torch.float32,
 )
 trainer = SFTTrainer(
     model=given.base,
@@ -47,7 +50,8 @@ trainer = SFTTrainer(
         max_length=given.max_length,
         eos_token=given.stop,
         model_init_kwargs={"quantization_config": four_bits} if given.qlora == "yes" else None,
-        bf16=gpu,  # TRL's default stops without a GPU
+        bf16=half,
+        use_cpu=not gpu,
         save_strategy="no",
         report_to=[],
         seed=given.seed,

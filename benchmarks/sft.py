@@ -5,8 +5,9 @@
 
 The rows are rendered once, by the base's own chat template; both train on the last answer and its stop token, with a
 rate that falls from the first step on, as the script does by default. What the template writes after the stop token (a
-line end) is in ftkit's rows only, untrained. On the CPU both train in float32, on a GPU in bfloat16. Prints each run
-and the ratios, to be quoted with the machine and what else it was doing.
+line end) is in ftkit's rows only, untrained. Each trains in the number format that it takes by itself: the script in
+float32 on a processor, ftkit in bfloat16 where the processor multiplies in it; --precision names one for both. Prints
+each run and the ratios, to be quoted with the machine and what else it was doing.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ def main() -> None:
     options.add_argument("--rank", type=int, default=16)
     options.add_argument("--seeds", type=int, nargs="+", default=[42])
     options.add_argument("--qlora", action="store_true", help="the base in 4 bits, for both")
+    options.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     given = options.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = base_folder(given.base)
-        chosen = {"epochs": given.epochs, "rate": given.rate, "rank": given.rank}
+        chosen = {"epochs": given.epochs, "rate": given.rate, "rank": given.rank, "precision": given.precision}
         recipes = {
             seed: write_recipe(folder / f"{seed}.yaml", base, given, qlora=given.qlora, seed=seed, **chosen)
             for seed in given.seeds
@@ -86,12 +88,11 @@ def write_recipe(
     epochs: float = 1,
     rate: float = 2e-4,
     rank: int = 16,
+    precision: str = "auto",
     qlora: bool = False,
     seed: int = 42,
 ) -> Path:
     """The recipe of one run; where no files are given, of the shipped translations."""
-    import torch
-
     prompt, answer = given.prompt, given.answer
     if not (given.train and given.test):
         prompt, answer = TRANSLATE
@@ -106,7 +107,7 @@ def write_recipe(
         quantize=", quantize: nf4" if qlora else "",
         epochs=epochs,
         rate=rate,
-        precision="bfloat16" if torch.cuda.is_available() else "float32",
+        precision=precision,
         length=given.max_length,
         seed=seed,
     )

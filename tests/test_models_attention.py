@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from ftkit.models.attention import BY_DOCUMENT, attend_by_document, attend_by_mask
+from ftkit.models.attention import BY_DOCUMENT, attend_by_document, attend_by_mask, attend_in_blocks
 from tests.conftest import pico_config
 
 WINDOW = 8
@@ -57,6 +57,70 @@ def test_logits_and_gradients_are_those_of_the_mask(family):
             logits.logsumexp(-1).square().mean().backward()
         for one, other in zip(masked.parameters(), separate.parameters(), strict=True):
             torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize(
+    "documents", [[[300]], [[1]], [[128, 128]], [[127, 1, 129, 60]], [[40] * 8, [1, 200, 90, 29]], [[3, 5], [8]]]
+)
+def test_blocks_are_attention_over_the_square(documents, heads, groups):
+    """Values and gradients, in float64, of documents that end within blocks, at their borders and beyond them."""
+    torch.manual_seed(0)
+    total = sum(documents[0])
+    shapes = [(len(documents), count, total, 8) for count in (heads, groups, groups)]
+    states = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    owner = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in documents])
+    seen = (owner[:, :, None] == owner[:, None, :]).tril()[:, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *states, attn_mask=seen, scale=1.0, enable_gqa=True
+    ).transpose(1, 2)
+    found = attend_in_blocks(*states, documents)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    upstream = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(each, states, upstream) for each in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def kernels_of(model, batch, *, trained):
+    """The names of torch's operations in a forward pass, in bfloat16 as a training's is."""
+    with torch.set_grad_enabled(trained), torch.autocast("cpu", torch.bfloat16):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            logits = model(**batch, use_cache=False).logits
+    return {event.key for event in seen.key_averages()}, logits.detach().float()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "sliding"])
+@pytest.mark.parametrize("lengths", [LENGTHS, (64,)])
+def test_a_training_in_bfloat16_attends_in_blocks(family, lengths):
+    masked, separate = pair_of(family)
+    assert attend_by_document(separate)
+    batch = line(lengths)
+    usual, expected = kernels_of(masked, batch, trained=True)
+    names, found = kernels_of(separate, batch, trained=True)
+    exact = masked(**batch, use_cache=False).logits.detach()
+    assert any("flash_attention" in name for name in usual)
+    assert any("flash_attention" in name for name in names) == (family == "sliding")  # its window needs the mask
+    limit = 2 * float((expected - exact).abs().max())
+    assert float((found - exact).abs().max()) <= limit
+    names, _ = kernels_of(separate, batch, trained=False)
+    assert any("flash_attention" in name for name in names)  # what is measured is measured as other models are
+
+
+def test_long_documents_and_dropout_are_left_to_sdpa():
+    """Their probabilities would fill the memory; and blocks drop none."""
+    masked, separate = pair_of("llama")
+    for model in (masked, separate):
+        model.config.max_position_embeddings = 4096
+    assert attend_by_document(separate)
+    names, _ = kernels_of(separate, line((1025, 3)), trained=True)
+    assert any("flash_attention" in name for name in names)
+    names, _ = kernels_of(separate, line((1024, 3)), trained=True)
+    assert not any("flash_attention" in name for name in names)
+    for layer in separate.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    names, _ = kernels_of(separate.train(), line(LENGTHS), trained=True)
+    assert any("scaled_dot_product" in name for name in names)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "sliding"])

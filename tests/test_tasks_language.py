@@ -356,7 +356,8 @@ def test_padding_stands_on_the_right_and_goes_on_counting():
         ("llama", "sdpa", torch.float32, "line"),
         ("gpt2", "sdpa", torch.float32, "line"),
         ("llama", "eager", torch.float32, "windows"),
-        ("llama", "sdpa", torch.bfloat16, "windows"),
+        ("llama", "sdpa", torch.bfloat16, "line"),
+        ("llama", "eager", torch.bfloat16, "windows"),
     ],
 )
 def test_rows_that_are_put_together_are_trained_as_those_that_stand_alone(family, attention, dtype, arranged):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,9 +94,9 @@ def sharing(
 ) -> Collate:
     """The same for rows that are put together, where this model is tried and found to keep them apart.
 
-    On a processor that trains in float32 the model attends by document from then on, and all rows stand in one line.
-    Elsewhere rows share windows: for a GPU documents are many small pieces of work, and in bfloat16 oneDNN keeps what
-    it compiles for each of their lengths (docs/log.md). ``lengths``: tokens of ``rows``; ``dtype``: of the training.
+    On a processor the model attends by document from then on, and all rows stand in one line. Elsewhere rows share
+    windows: for a GPU documents are many small pieces of work. ``lengths``: tokens of ``rows``; ``dtype``: of the
+    training.
     """
     import torch
 
@@ -106,10 +107,13 @@ def sharing(
     if min(lengths) < _FEWEST or half == 0:
         return collate
     first, second = ids[:half], ids[half : 2 * half]
-    if model.device.type == "cpu" and dtype == torch.float32:
-        alone = _logits_of(model, second)
+    if model.device.type == "cpu":
+        with torch.inference_mode():
+            alone = _logits_of(model, second)
         if attend_by_document(_beneath(model)):
-            if _equal(model, alone, _logits_after(model, first, second)):
+            with _as_trained(dtype):
+                after = _logits_after(model, first, second)
+            if _equal(alone, after, str(dtype).removeprefix("torch.")):
                 return replace(collate, arranged="line")
             attend_by_mask(_beneath(model))
     return replace(collate, arranged="windows") if keeps_apart(model, first, second) else collate
@@ -221,7 +225,20 @@ def keeps_apart(model: PreTrainedModel, first: Sequence[int], second: Sequence[i
 
     It depends on the model type and its attention, so the model itself is asked. ``first`` and ``second``: token ids.
     """
-    return _equal(model, _logits_of(model, second), _logits_after(model, first, second))
+    import torch
+
+    dtype = "bfloat16" if is_quantised(model) else str(model.dtype).removeprefix("torch.")
+    with torch.inference_mode():
+        return _equal(_logits_of(model, second), _logits_after(model, first, second), dtype)
+
+
+@contextmanager
+def _as_trained(dtype: torch.dtype) -> Iterator[None]:
+    """The way that a training's forward pass on a processor goes."""
+    import torch
+
+    with torch.enable_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        yield
 
 
 def _logits_after(model: PreTrainedModel, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
@@ -234,13 +251,11 @@ def _logits_of(model: PreTrainedModel, ids: Sequence[int], positions: Sequence[i
     import torch
 
     given = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions or range(len(ids))])}
-    with torch.inference_mode():
-        found = model(**{name: value.to(model.device) for name, value in given.items()}, use_cache=False)
-    return torch.as_tensor(found.logits[0].float())
+    found = model(**{name: value.to(model.device) for name, value in given.items()}, use_cache=False)
+    return torch.as_tensor(found.logits[0].detach().float())
 
 
-def _equal(model: PreTrainedModel, alone: torch.Tensor, together: torch.Tensor) -> bool:
-    """Whether logits differ by no more than rounding in the model's type makes them."""
-    dtype = "bfloat16" if is_quantised(model) else str(model.dtype).removeprefix("torch.")
+def _equal(alone: torch.Tensor, together: torch.Tensor, dtype: str) -> bool:
+    """Whether logits differ by no more than rounding in ``dtype`` makes them."""
     allowed = _APART[dtype] * max(1.0, float(alone.abs().max()))
     return float((alone - together).abs().max()) <= allowed
