@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -12,6 +13,9 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
+
+_OLD = ".ftkit-old"
+_NEW = ".ftkit-new."
 
 
 @contextmanager
@@ -57,25 +61,84 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside ``path`` that takes the name ``path`` when the block ends well.
 
     A folder that already has the name is replaced then, not before; on an error the new one is removed. Names are
-    exchanged by two renames: a process that is killed between them leaves both folders under hidden names.
+    exchanged by two renames. Where a process is killed between them, ``put_back`` finds the old folder, as the next
+    write does, which also removes what was half-written. A second writer of the same path waits for the first.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        os.chmod(fresh, 0o777 & ~_umask())
-        yield fresh
-        for file in fresh.rglob("*"):  # safetensors writes files that their owner alone can read
-            os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~_umask())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old)
+    with _one_writer(path):
+        _put_back(path)
+        _forget_killed(path)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}{_NEW}", dir=path.parent))
+        try:
+            os.chmod(fresh, 0o777 & ~_umask())
+            yield fresh
+            for file in fresh.rglob("*"):  # safetensors writes files that their owner alone can read
+                os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~_umask())
+            if path.is_dir():
+                os.replace(path, _old(path))
             os.replace(fresh, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(fresh, path)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+        except BaseException:
+            _put_back(path)
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        _remove(_old(path))
+
+
+def put_back(path: Path) -> None:
+    """Gives a folder its name again that lost it when ``writing_folder`` was killed; does nothing for all others."""
+    path = path.resolve()
+    if not path.exists() and _old(path).exists():
+        with _one_writer(path):
+            _put_back(path)
+
+
+def put_back_below(folder: Path) -> None:
+    """``put_back`` for every folder below one."""
+    for old in folder.rglob(f".*{_OLD}"):
+        put_back(old.with_name(old.name.removeprefix(".").removesuffix(_OLD)))
+
+
+@contextmanager
+def _one_writer(path: Path) -> Iterator[None]:
+    """The system releases the lock of a process that is gone, so who holds it knows that there is no other writer."""
+    from filelock import FileLock
+
+    file = path.with_name(f".{path.name}.ftkit-lock")
+    with FileLock(file):
+        try:
+            yield
+        finally:
+            if os.name == "posix":  # held until it is gone; Windows removes no open file, and filelock does it there
+                file.unlink(missing_ok=True)
+
+
+def _old(path: Path) -> Path:
+    """What a folder is called between the two renames."""
+    return path.with_name(f".{path.name}{_OLD}")
+
+
+def _put_back(path: Path) -> None:
+    if _old(path).exists() and not path.exists():
+        os.replace(_old(path), path)
+
+
+def _forget_killed(path: Path) -> None:
+    """Removes what writers of a path have left that did not end; its lock is held, so they are gone.
+
+    A folder that is written may be written by ``writing_folder`` itself: what belongs to it starts with two dots.
+    """
+    name = glob.escape(path.name)
+    for pattern in (f".{name}{_OLD}", f".{name}{_NEW}{'?' * 8}", f"..{name}{_NEW}{'?' * 8}.ftkit-*"):
+        for left in path.parent.glob(pattern):
+            _remove(left)
+
+
+def _remove(left: Path) -> None:
+    if left.is_dir():
+        shutil.rmtree(left)
+    else:
+        left.unlink(missing_ok=True)
 
 
 def settle(fresh: Path, final: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from ftkit.export.stream import merge_streamed
 from ftkit.export.tensors import read_index
 from ftkit.export.updates import NoStreamedForm, changes_of, read_adapter
 from ftkit.models.adapters import Adapter
-from ftkit.models.base import Loaded, inference_mode, merged_into_base, with_saved_adapter
+from ftkit.models.base import GENERATION, Loaded, inference_mode, merged_into_base, with_saved_adapter
 from ftkit.models.locate import BaseFiles
 from ftkit.models.quantise import dequantised
 from ftkit.tasks.section import Into, Merge
@@ -146,12 +147,14 @@ def write_merged(
             pass
         else:
             _write_settings(chosen.model, tokenizer, folder, dtype, untied=untied)
+            _write_generation(adapter, folder)
             return "streamed"
     merged = merged_into_base(chosen.model)
     merged.to("cpu", dtype=dtype)
     merged.config.dtype = dtype
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _write_generation(adapter, folder)
     return "peft"
 
 
@@ -175,6 +178,13 @@ def _write_settings(
     if inner.can_generate():
         inner.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _write_generation(adapter: Path, folder: Path) -> None:
+    """Puts the settings for generation that were saved with the adapter in the place of the base's."""
+    own = adapter / GENERATION
+    if own.is_file():
+        shutil.copyfile(own, folder / GENERATION)
 
 
 def holds(differences: dict[str, float], allowed: dict[str, float]) -> bool:

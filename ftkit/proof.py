@@ -178,6 +178,7 @@ def _main() -> None:
         if rows["dialogues"]:
             dialogues = Dialogues(**rows["dialogues"])
             _check_prompts(dialogues, tokenizer())
+            _check_stops(dialogues, model)
             generated = _answers(dialogues, model, rows["pad_token_id"])
     result = {"peak_rss_mb": peak_rss_mb(), "generated": [asdict(answer) for answer in generated]}
     sys.stdout.write(json.dumps(result) + "\n")
@@ -236,6 +237,14 @@ def _check_prompts(dialogues: Dialogues, tokenizer: Any) -> None:
         )
         if list(given["input_ids"]) != list(prompt):
             sys.exit(f"Its chat template gives other token ids for test row {number} than were trained. Report this.")
+
+
+def _check_stops(dialogues: Dialogues, model: PreTrainedModel) -> None:
+    """Whoever generates by the settings on disk must stop where an answer ends."""
+    named = model.generation_config.eos_token_id
+    stops = {*(named if isinstance(named, list) else [named])}
+    if missing := {*dialogues.stop_ids} - stops:
+        sys.exit(f"Its generation_config.json lacks the end token {min(missing)} of its chat template. Report this.")
 
 
 def _answers(dialogues: Dialogues, model: PreTrainedModel, pad_token_id: int) -> list[Generated]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from ftkit.console import Console
 from ftkit.errors import DataError, NotProved, Problem, RecipeError
+from ftkit.export.formats import Target, parse
 from ftkit.files import read_json, write_json, writing_folder
 from ftkit.models.fingerprint import check_base
 from ftkit.pipeline import judge, tell, this_machine, work_of
@@ -28,14 +29,18 @@ from ftkit.recipe.load import load
 from ftkit.records import EvalReport, as_json
 from ftkit.rundir import RunDir
 
+_UNPROVED = ".merging."  # how the folder of a merge begins that is not proved yet
+_SILENT = Console(quiet=True, results=False)
+
 
 def merge_run(run: RunDir, out: Path | None, console: Console) -> dict[str, Any]:
     """Merges a run's adapter into ``merged/`` of the run, or into ``out``; also where its recipe says merge: false.
 
-    Returns merge.json. In the run merge.json, eval.json, card, report and manifest follow; with ``out`` the run stays
-    as it is, and merge.json stands beside the weights. Raises RecipeError for a run that was not evaluated, GateNotMet,
-    DataError where its rows or its base are not what they were, NotProved where the merged model is not shown to be
-    the adapter's; a merged model of before stays then.
+    Returns merge.json. In the run merge.json, eval.json, card, report and manifest follow, and the exports that its
+    recipe lists are made of the new model; with ``out`` the run stays as it is, and merge.json stands beside the
+    weights. Raises RecipeError for a run that was not evaluated, GateNotMet, DataError where its rows or its base are
+    not what they were, NotProved where the merged model is not shown to be the adapter's; a merged model of before
+    stays then. Where an export fails the new one stays.
     """
     from ftkit.models.hardware import settle_environment
 
@@ -55,7 +60,8 @@ def merge_run(run: RunDir, out: Path | None, console: Console) -> dict[str, Any]
                 if out is not None:
                     write_json(folder / "merge.json", proof)
         if out is None:
-            _keep(run, proof, report, console)
+            earlier = _keep(run, proof, report)
+            _export(run, [parse(text) for text in plan.loaded.recipe.export or ()], earlier, console)
     return proof
 
 
@@ -94,9 +100,11 @@ def _plan(run: RunDir) -> Plan:
 @contextmanager
 def _folder_of_its_own(run: RunDir, out: Path | None) -> Iterator[RunDir]:
     """Beside what will be written, with all that the evaluation reads; gone in the end."""
-    beside = (out or run.merged).parent
+    prefix, beside = (_UNPROVED, run.folder) if out is None else (f".{out.name}{_UNPROVED}", out.parent)
     beside.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".merging.", dir=beside) as name:
+    for killed in run.folder.glob(f"{_UNPROVED}*"):  # the run is locked, so whoever wrote there is gone
+        shutil.rmtree(killed)
+    with TemporaryDirectory(prefix=prefix, dir=beside) as name:
         fresh = RunDir(Path(name))
         shutil.copytree(run.adapter, fresh.adapter)
         shutil.copy(run.train_log, fresh.train_log)
@@ -123,17 +131,37 @@ def _measured(plan: Plan, run: RunDir, fresh: RunDir, console: Console) -> EvalR
     return work.measure(fresh, (), machine=machine, console=console)
 
 
-def _keep(run: RunDir, proof: dict[str, Any], report: EvalReport, console: Console) -> None:
-    """Writes what was found into the run, beside what it reported before."""
+def _keep(run: RunDir, proof: dict[str, Any], report: EvalReport) -> list[str]:
+    """Writes what was found into the run, beside what it reported before.
+
+    Exports of the model that was merged before leave the report; returns their names.
+    """
     document = read_json(run.eval)
     exports, document["exports"] = document.get("exports", {}), {}
     document["models"] = {name: each for name, each in document["models"].items() if name not in exports}
     document["models"]["merged"] = as_json(report.models["merged"])
-    if exports:
-        console.warn("the exports are of the model that was merged before. Make them again: ftkit export")
     write_json(run.merge, proof)
     write_json(run.eval, document)
     run.error.unlink(missing_ok=True)
-    tell(run, console)
+    tell(run, _SILENT)
     run.forget_checkpoints()
     run.write_manifest()
+    return [name for name in exports if name != run.merged.name]
+
+
+def _export(run: RunDir, targets: Sequence[Target], earlier: Sequence[str], console: Console) -> None:
+    """Makes the exports that the recipe lists, as ``ftkit run`` does; of those of before it names the others."""
+    from ftkit.ladder.rungs import export_run
+
+    try:
+        if targets:
+            console.note(f"the merged model is proved, and stands in {run.merged}")
+            export_run(run, targets, this_machine(), console)
+    finally:
+        made = read_json(run.eval)["exports"]
+        older = [name for name in earlier if name not in made]
+        if older:
+            what = ", ".join(older)
+            console.warn(f"{what}: exports of the model that was merged before. Make them again: ftkit export")
+        tell(run, console)
+        run.note_in_manifest(run.folder / "export", run.eval, run.folder / "README.md", run.folder / "report.html")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.errors import MachineError, NotProved, Problem, RecipeError
-from ftkit.files import read_json, sha256_file, write_json, write_text
+from ftkit.files import put_back_below, read_json, sha256_file, write_json, write_text
 
 RUNS = Path("runs")
 _LOCK = ".lock"
@@ -192,6 +192,7 @@ class RunDir:
             ) from None
         try:
             write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
+            put_back_below(self.folder)
             yield
         finally:
             owner.unlink(missing_ok=True)
@@ -205,7 +206,16 @@ def new_run(name: str) -> RunDir:
 
 
 def find_run(text: str) -> RunDir:
-    """A run by its folder, by a recipe's name (its latest run), or by name/run-id. Raises RecipeError for none."""
+    """A run by its folder, by a recipe's name (its latest run), or by name/run-id. Raises RecipeError for none.
+
+    A folder of the run whose replacement was interrupted is put back.
+    """
+    found = _find_run(text)
+    put_back_below(found.folder)
+    return found
+
+
+def _find_run(text: str) -> RunDir:
     for folder in (Path(text), RUNS / text, RUNS / text / "latest"):
         if (folder / "recipe.yaml").exists():
             return RunDir(Path(os.path.relpath(folder.resolve())) if not folder.is_absolute() else folder.resolve())

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from ftkit.cli.merge import merge_adapters
 from ftkit.errors import DataError, FtkitError, NotProved, RecipeError
 from ftkit.export.agree import compare_logits
+from ftkit.models.adapters import Lora
 from ftkit.models.fingerprint import write_fingerprint
 from ftkit.models.locate import BaseFiles
 from tests.conftest import pico_config
@@ -185,7 +186,7 @@ def test_a_module_trained_whole_of_another_shape_is_an_error(tmp_path: Path) -> 
 
 
 def test_another_base_than_the_one_of_training_is_refused(made: Made, tmp_path: Path) -> None:
-    write_fingerprint(made.adapter, BaseFiles("pico", "folder", made.base, None))
+    write_fingerprint(made.adapter, BaseFiles("pico", "folder", made.base, None), Lora())
     run(made, tmp_path / "out")
     before = BaseFiles("pico", "folder", made.base, None).sha256()
     file = made.base / "model.safetensors"
@@ -220,6 +221,64 @@ def test_what_cannot_be_merged_at_all(tmp_path: Path) -> None:
     )
 
 
+ADAPTION = lambda: peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1)  # noqa: E731
+POLY = lambda: peft.PolyConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], n_tasks=2, n_skills=2)  # noqa: E731
+LILY = lambda: peft.LilyConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])  # noqa: E731
+LOHA = lambda: peft.LoHaConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])  # noqa: E731
+NO_FIT = "It does not fit the base's modules. Name the base that it was trained on."
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (ADAPTION, {}, "PEFT has no merge for it. Use it with PEFT on its base."),
+        (POLY, {}, "PEFT has no merge for it. Use it with PEFT on its base."),
+        (LILY, {}, "This method is not supported for Lily. Use it with PEFT on its base."),
+        (LOHA, {"peft_type": "NEW"}, f"PEFT {peft.__version__} does not know it. Merge it with the PEFT that saved it."),
+        (LOHA, {"target_modules": ["x"]}, "Target modules {'x'} not found in the base model. Please check the target "
+         "modules and try again. Use it with PEFT on its base."),
+        (LOHA, {"target_modules": ["norm"]}, NO_FIT),
+        (LOHA, {"r": 4}, NO_FIT),
+        (LOHA, {"r": -1}, "`r` should be a positive integer value but the value passed is -1. Use it with PEFT on its "
+         "base."),
+    ],
+)  # fmt: skip
+def test_what_peft_refuses_is_told(tmp_path: Path, config, change, message) -> None:
+    made = make(Case(llama, config), tmp_path)
+    file = made.adapter / "adapter_config.json"
+    stored = json.loads(file.read_text()) | change
+    file.write_text(json.dumps(stored))
+    assert refusal(DataError, made, tmp_path / "out") == (
+        f"error: {made.adapter} cannot be merged\n  {stored['peft_type']}   {message}"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_that_share_their_weights(made: Made, tmp_path: Path) -> None:
+    file = made.adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"layer_replication": [[0, 2], [1, 2]]}))
+    assert refusal(DataError, made, tmp_path / "out") == (
+        f"error: {made.adapter} cannot be merged\n"
+        "  LORA   Its replicated layers share their weights. Use it with PEFT on its base."
+    )
+
+
+@pytest.mark.parametrize("kind", [AttributeError, KeyError, TypeError, RuntimeError])
+def test_a_bug_in_what_peft_runs_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind) -> None:
+    """Wherever it is, when the adapter is loaded or when it is merged: a traceback, not an answer about the adapter."""
+    from peft.tuners.loha.layer import LoHaLayer
+
+    def broken(*arguments, **options):
+        raise kind("of the code's own making")
+
+    made = make(Case(llama, LOHA), tmp_path)
+    for method in ("update_layer", "merge"):
+        with monkeypatch.context() as patch:
+            patch.setattr(LoHaLayer, method, broken)
+            with pytest.raises(kind, match="of the code's own making"):
+                run(made, tmp_path / "out")
+
+
 def test_options_that_do_not_fit(made: Made, tmp_path: Path) -> None:
     assert refusal(RecipeError, made, None) == (
         "error: nowhere to write to\n  --out   Name a folder for the merged model."
@@ -241,11 +300,46 @@ def test_options_that_do_not_fit(made: Made, tmp_path: Path) -> None:
         merge_adapters([str(made.adapter)] * 2, None, tmp_path / "out", "ties", "0.5;1", prove=False, json=False)
 
 
+LOFTQ = (
+    "error: {} cannot be merged into the base\n"
+    "  adapter   LoftQ's update holds what quantising the base lost, so it belongs to the quantised base, not to the one "
+    "on disk. Merge the run that trained it: ftkit merge RUN."
+)
+
+
 def test_a_loftq_adapter_within_its_run(made: Made, tmp_path: Path) -> None:
+    """One from before this was noted beside the adapter."""
     (tmp_path / "plan.json").write_text(json.dumps({"recipe": {"adapter": {"type": "lora", "init": "loftq"}}}))
-    assert refusal(DataError, made, tmp_path / "out").endswith(
-        f"LoftQ's update belongs to the quantised base. Merge the run: ftkit merge {tmp_path}"
-    )
+    assert refusal(DataError, made, tmp_path / "out") == LOFTQ.format(made.adapter)
+
+
+def test_a_loftq_adapter_away_from_its_run(made: Made, tmp_path: Path) -> None:
+    """Its own configuration does not tell, the note beside it does; and so for one of several, and as llama.cpp's."""
+    base = BaseFiles("pico", "folder", made.base, None)
+    away = tmp_path / "elsewhere" / "adapter"
+    shutil.copytree(made.adapter, away)
+    assert json.loads((away / "adapter_config.json").read_text())["init_lora_weights"] is True
+    write_fingerprint(made.adapter, base, Lora())
+    write_fingerprint(away, base, Lora(r=8, alpha=8, init="loftq", quantize="nf4"))
+    assert json.loads((away / "ftkit.json").read_text())["init"] == "loftq"
+    assert refusal(DataError, Made(made.base, away, None), tmp_path / "out") == LOFTQ.format(away)
+    for method in ("linear", "svd"):
+        with pytest.raises(DataError) as caught:
+            merge_adapters(
+                [str(made.adapter), str(away)], str(made.base), tmp_path / "out", method, None, prove=False, json=False
+            )
+        assert str(caught.value) == LOFTQ.format(away)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_note_from_before_it_told_the_start(made: Made, tmp_path: Path) -> None:
+    write_fingerprint(made.adapter, BaseFiles("pico", "folder", made.base, None), Lora())
+    note = made.adapter / "ftkit.json"
+    before = json.loads(note.read_text())
+    assert before.pop("init") == "default"
+    note.write_text(json.dumps(before))
+    run(made, tmp_path / "out")
+    assert (tmp_path / "out" / "merge.json").exists()
 
 
 KILLED = """

@@ -420,6 +420,7 @@ def test_adapters_of_different_bases_are_refused(base, pair, tmp_path):
     import shutil
 
     from ftkit.export.combined_adapter import combined_adapter
+    from ftkit.models.adapters import Lora
     from ftkit.models.fingerprint import write_fingerprint
     from ftkit.models.locate import BaseFiles
 
@@ -429,7 +430,7 @@ def test_adapters_of_different_bases_are_refused(base, pair, tmp_path):
     first, second = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
     bases = [BaseFiles("x", "folder", folder, None) for folder in (base, other)]
     for folder, own in zip((first, second), bases, strict=True):
-        write_fingerprint(folder, own)
+        write_fingerprint(folder, own, Lora())
     hashes = [own.sha256()[:12] for own in bases]
     expected = (
         "error: the adapters have different bases\n"

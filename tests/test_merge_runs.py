@@ -243,6 +243,7 @@ class TestWhoseAdapterItIs:
             "base": "base",
             "revision": None,
             "base_sha256": read(unmerged, "plan.json")["base"]["sha256"],
+            "init": "default",
         }
 
     def test_other_weights_of_the_same_shapes_are_refused_where_the_adapter_is_used(self, copied):

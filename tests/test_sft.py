@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from ftkit.errors import DataError, GateNotMet, MachineError, NotProved, RecipeError, TrainingFailed
+from ftkit.files import write_json
 from ftkit.plan.make import make_plan
 from ftkit.recipe.load import load
 from tests.conversations import (
@@ -159,6 +160,8 @@ class TestARun:
         model, tokenizer = done.model(name), done.tokenizer(name)
         stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
         most = done.plan["data"]["max_new_tokens"]
+        # The merged folder tells by itself where an answer ends.
+        ends = {"eos_token_id": stop, "pad_token_id": tokenizer.pad_token_id} if name == "adapter" else {}
         # Weights stored in bfloat16 are rounded when they are merged.
         rounded = name == "merged" and read(done.folder, "merge.json")["dtype"] == "bfloat16"
         for row, reported in zip(asked(16, 3), done.rows, strict=True):
@@ -168,14 +171,22 @@ class TestARun:
                 logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
                 ids = torch.tensor([prompt])
                 made = model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
-                    eos_token_id=stop, pad_token_id=tokenizer.pad_token_id,
+                    input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False, **ends,
                 )[0, len(prompt) :].tolist()  # fmt: skip
             nll = -sum(float(logits[len(prompt) + at - 1, token]) for at, token in enumerate(answer))
             assert nll == pytest.approx(reported["nll"], rel=0.05 if rounded else 1e-3, abs=1e-3)
             assert made[-1] == stop
             if not rounded:
                 assert tokenizer.decode(made, skip_special_tokens=True).strip() == reported["prediction"]
+
+    def test_an_adapter_that_is_merged_alone_brings_its_end_tokens_along(self, done, tmp_path):
+        from ftkit.cli.merge import merge_adapters
+
+        base = done.plan["base"]["folder"]
+        merge_adapters([str(done.folder / "adapter")], base, tmp_path / "out", None, None, prove=False, json=True)
+        stop = done.tokenizer("adapter").convert_tokens_to_ids("<|im_end|>")
+        for folder in (done.folder / "merged", tmp_path / "out"):
+            assert stop in read(folder, "generation_config.json")["eos_token_id"]
 
 
 MESSAGES = [
@@ -518,13 +529,16 @@ def test_tools_several_references_several_turns_and_a_cut_prompt(decoder, tmp_pa
     assert read(folder, "plan.json")["data"]["lengths"]["cut"]["test"] == 1
 
 
-@pytest.mark.parametrize("part", ["weights", "template"])
+@pytest.mark.parametrize("part", ["weights", "template", "ends"])
 def test_a_merged_model_that_differs_does_not_get_the_name(decoder, tmp_path, monkeypatch, part):
     def other_template(folder: Path) -> None:
         file = folder / "chat_template.jinja"
         file.write_text(file.read_text(encoding="utf-8").replace("assistant", "helper"), encoding="utf-8")
 
-    spoil(monkeypatch, "language", move_weights if part == "weights" else other_template)
+    def other_ends(folder: Path) -> None:
+        write_json(folder / "generation_config.json", {"eos_token_id": 5})
+
+    spoil(monkeypatch, "language", {"weights": move_weights, "template": other_template, "ends": other_ends}[part])
     path = write_recipe(tmp_path, decoder("llama"), train="{epochs: 1, batch_size: 8, learning_rate: 1e-2}")
     with pytest.raises(NotProved) as error:
         carried_out(path, tmp_path / "out")
@@ -533,8 +547,10 @@ def test_a_merged_model_that_differs_does_not_get_the_name(decoder, tmp_path, mo
     assert (tmp_path / "out" / "adapter").is_dir()
     if part == "weights":
         assert not read(tmp_path / "out", "merge.json")["passed"]
-    else:
+    elif part == "template":
         assert "Its chat template gives other token ids for test row 1 than were trained." in str(error.value)
+    else:
+        assert "Its generation_config.json lacks the end token" in str(error.value)
 
 
 def test_a_gate_that_does_not_hold_merges_nothing(decoder, tmp_path):

@@ -21,6 +21,7 @@ from ftkit.tasks import classify, language
 from ftkit.tasks.answers import Answers, AnswerWindows
 from ftkit.tasks.batches import TRAINED_AT_ONCE, Encoded, Rows
 from ftkit.tasks.certificate import certificate
+from ftkit.tasks.templates import save_chat
 from ftkit.train import Job, train
 
 if TYPE_CHECKING:
@@ -74,8 +75,11 @@ def train_run(
     )
     folder.folder.mkdir(parents=True, exist_ok=True)
     summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
-    reader.tokenizer.save_pretrained(folder.adapter)
-    write_fingerprint(folder.adapter, plan.files)
+    if isinstance(reader, WordsReader):
+        save_chat(reader.chat, plan.files, folder.adapter)
+    else:
+        reader.tokenizer.save_pretrained(folder.adapter)
+    write_fingerprint(folder.adapter, plan.files, adapter)
     write_json(folder.adapter / "labels.json", labels_document(plan, reader))
     write_json(folder.train, as_json(summary))
     return summary

@@ -9,6 +9,7 @@ from ftkit.console import Console
 from ftkit.errors import Problem, RecipeError
 from ftkit.export.formats import Target, exporting, parse
 from ftkit.export.source import Source
+from ftkit.files import put_back
 from ftkit.records import as_json
 from ftkit.report import numbers
 from ftkit.rundir import RunDir, find_run
@@ -33,6 +34,7 @@ def export_model(source: str, to: str, out: Path | None, *, json: bool) -> None:
     quiet_libraries()
     console = Console(results=not json)
     folder = Path(source)
+    put_back(folder)
     if (folder / "adapter_config.json").exists():
         fix = f"Merge it first: ftkit merge {source} --base BASE --out DIR"
         raise RecipeError(f"{source} is an adapter alone", [Problem("", "MODEL", fix)])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.console import Console
-from ftkit.errors import DataError, NotProved, Problem, RecipeError
-from ftkit.files import read_json, write_json, writing_folder
+from ftkit.errors import NotProved, Problem, RecipeError
+from ftkit.files import put_back, write_json, writing_folder
 from ftkit.interruption import stop_on_sigterm
 from ftkit.rundir import find_run
 
@@ -40,6 +40,8 @@ def merge_adapters(
     stop_on_sigterm()
     warnings.simplefilter("ignore")
     console = Console(results=not json)
+    for source in sources:
+        put_back(Path(source))
     if len(sources) > 1:
         from ftkit.cli.merge_several import merge_several
 
@@ -81,7 +83,6 @@ def merge_folder(folder: Path, base: str | None, out: Path, console: Console, *,
     _check_out(out)
     adapter, noted = read_adapter(folder), read_fingerprint(folder)
     check_start(adapter)
-    _check_run(folder)
     named = base or adapter.config.get("base_model_name_or_path")
     if not named:
         raise RecipeError("the base is not known", [Problem("", "--base", "The adapter does not name it. Name it.")])
@@ -149,14 +150,6 @@ def _proof(base: Path, adapter: Path, merged: Path, dtype: str) -> dict[str, Any
     if not holds(differences, allowed):
         raise NotProved("the merged model is not shown to be the adapter's", shortfalls(document))
     return {**document, "peak_rss_mb": found.peak_rss_mb}
-
-
-def _check_run(folder: Path) -> None:
-    """LoftQ's adapters do not tell by themselves that they belong to a base in 4 bits; the run beside them does."""
-    plan = folder.parent / "plan.json"
-    if plan.exists() and (read_json(plan)["recipe"].get("adapter") or {}).get("init") == "loftq":
-        fix = f"LoftQ's update belongs to the quantised base. Merge the run: ftkit merge {folder.parent}"
-        raise DataError(f"{folder} cannot be merged into the base", [Problem("", "adapter", fix)])
 
 
 def _check_out(out: Path) -> None:

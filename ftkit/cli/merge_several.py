@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ftkit.console import Console
-from ftkit.errors import DataError, Problem, RecipeError
+from ftkit.errors import Problem, RecipeError
 from ftkit.files import read_json, write_json, writing_folder
 from ftkit.report import numbers
 from ftkit.rundir import RunDir, find_run
@@ -84,15 +84,9 @@ def merge_several(
 def _source(text: str) -> _Source:
     folder = Path(text)
     if (folder / "adapter_config.json").exists():
-        found = _Source(folder, None)
-    else:
-        run = find_run(text)
-        found = _Source(run.adapter, run)
-    plan = found.adapter.parent / "plan.json"  # LoftQ's adapters do not tell by themselves
-    if plan.exists() and (read_json(plan)["recipe"].get("adapter") or {}).get("init") == "loftq":
-        fix = "LoftQ's update belongs to a base in 4 bits, not to the one that others have. Give plain LoRA adapters."
-        raise DataError("the adapters cannot be combined", [Problem("", text, fix)])
-    return found
+        return _Source(folder, None)
+    run = find_run(text)
+    return _Source(run.adapter, run)
 
 
 def _check_out(out: Path) -> None:

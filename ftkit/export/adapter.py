@@ -14,7 +14,8 @@ from typing import Any
 
 from ftkit.errors import DataError, Problem
 from ftkit.export.tensors import Stored, read_headers
-from ftkit.files import sha256_files
+from ftkit.files import read_json, sha256_files
+from ftkit.models.fingerprint import read_fingerprint
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -90,18 +91,31 @@ def read_adapter(folder: Path) -> AdapterFiles:
 def check_start(adapter: AdapterFiles) -> None:
     """Raises DataError for an adapter that belongs to other weights than those of its base on disk."""
     start = str(adapter.config.get("init_lora_weights", "")).lower()
-    if start == "loftq":
+    if "loftq" in (start, _started_from(adapter.folder)):
         fix = (
             "LoftQ's update holds what quantising the base lost, so it belongs to the quantised base, not to the one "
             "on disk. Merge the run that trained it: ftkit merge RUN."
         )
-        raise DataError(f"{adapter.folder} cannot be merged into the base", [Problem("", "init_lora_weights", fix)])
+        raise DataError(f"{adapter.folder} cannot be merged into the base", [Problem("", "adapter", fix)])
     if start.startswith(_CHANGED_BASE):
         fix = (
             f"{start} changed the base before training, and the adapter was saved as it is. Save it anew with "
             "model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=INITIAL)."
         )
         raise DataError(f"{adapter.folder} cannot be merged into the base", [Problem("", "init_lora_weights", fix)])
+
+
+def _started_from(folder: Path) -> str | None:
+    """What a run started an adapter from, which PEFT's own file does not tell of LoftQ.
+
+    It stands in ftkit.json; for those trained before it did, in the plan of the run that they are in.
+    """
+    noted, plan = read_fingerprint(folder), folder.absolute().parent / "plan.json"
+    if noted is not None and noted.init != "default":
+        return noted.init
+    recipe = read_json(plan).get("recipe", {}) if plan.is_file() else {}
+    init: str | None = (recipe.get("adapter") or {}).get("init")
+    return init
 
 
 def modules(adapter: AdapterFiles) -> Modules:

@@ -19,6 +19,10 @@ from ftkit.files import read_json, sha256_file, sha256_files, writing_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Shapes that are others than the base's, in PyTorch's words, and modules that have no update, in PEFT's.
+_MISFITS = ("Error(s) in loading state_dict", "Target module of type")
+_UNMERGED = "Use it with PEFT on its base."
+
 
 def merge_by_peft(
     adapter: AdapterFiles, base: Path, out: Path, *, extra: Sequence[Path] = (), base_sha256: str | None = None
@@ -57,21 +61,42 @@ def merge_by_peft(
 
 
 def _merged(adapter: AdapterFiles, base: PreTrainedModel) -> Any:
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    """What PEFT's own checks refuse is told; whatever else it raises is a bug, its or ours, and shows as one."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, __version__, get_peft_model_state_dict
 
-    headline = f"{adapter.folder} cannot be merged"
-    if PeftConfig.from_pretrained(adapter.folder).is_prompt_learning:
-        fix = "It changes what the model is given, not its weights. Use it with PEFT on its base."
-        raise DataError(headline, [Problem("", str(adapter.config["peft_type"]), fix)])
+    if adapter.config["peft_type"] not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise _refused(adapter, f"PEFT {__version__} does not know it. Merge it with the PEFT that saved it.")
+    if adapter.config.get("layer_replication"):
+        raise _refused(adapter, f"Its replicated layers share their weights. {_UNMERGED}")
     try:
+        if PeftConfig.from_pretrained(adapter.folder).is_prompt_learning:
+            raise _refused(adapter, f"It changes what the model is given, not its weights. {_UNMERGED}")
         model = PeftModel.from_pretrained(base, adapter.folder)
-        names = {name.removeprefix("base_model.model.") for name in get_peft_model_state_dict(model)}
-        if names != set(adapter.tensors):
-            first = sorted(names ^ set(adapter.tensors))[0]
-            fix = f"{first} is in one of the two only. Name the base that it was trained on."
-            raise DataError(f"{adapter.folder} does not fit the base", [Problem("", "--base", fix)])
+    except ValueError as error:
+        raise _refused(adapter, f"{_reason(error)} {_UNMERGED}") from error
+    except (RuntimeError, TypeError) as error:
+        if not str(error).startswith(_MISFITS):
+            raise
+        raise _refused(adapter, "It does not fit the base's modules. Name the base that it was trained on.") from error
+    names = {name.removeprefix("base_model.model.") for name in get_peft_model_state_dict(model)}
+    if names != set(adapter.tensors):
+        first = sorted(names ^ set(adapter.tensors))[0]
+        fix = f"{first} is in one of the two only. Name the base that it was trained on."
+        raise DataError(f"{adapter.folder} does not fit the base", [Problem("", "--base", fix)])
+    if not hasattr(model, "merge_and_unload"):
+        raise _refused(adapter, f"PEFT has no merge for it. {_UNMERGED}")
+    try:
         return model.merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        fix = f"{reason} Use it with PEFT on its base."
-        raise DataError(headline, [Problem("", str(adapter.config["peft_type"]), fix)]) from error
+    except (ValueError, NotImplementedError) as error:
+        reason = _reason(error) or "PEFT has no merge for it."
+        raise _refused(adapter, f"{reason} {_UNMERGED}") from error
+
+
+def _refused(adapter: AdapterFiles, fix: str) -> DataError:
+    return DataError(f"{adapter.folder} cannot be merged", [Problem("", str(adapter.config["peft_type"]), fix)])
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what PEFT says, as a sentence; empty where it says nothing."""
+    found = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{found}." if found and not found.endswith(".") else found

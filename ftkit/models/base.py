@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from ftkit.models.adapters import Adapter
 
+GENERATION = "generation_config.json"  # settings for generation, the tokens that end it among them
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:

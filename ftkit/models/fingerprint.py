@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from ftkit import __version__
 from ftkit.errors import DataError, Problem
 from ftkit.files import read_json, write_json
+from ftkit.models.adapters import Adapter
 from ftkit.models.locate import BaseFiles
 
 FILE = "ftkit.json"
@@ -21,18 +22,23 @@ _SHOWN = 12  # digits of a hash that a message shows
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """``base``: hub id, or the name of the folder; ``base_sha256``: of its weights, as ``BaseFiles.sha256``."""
+    """``base``: hub id, or the name of the folder; ``base_sha256``: of its weights, as ``BaseFiles.sha256``.
+
+    ``init``: what the update was started from, as the recipe names it. Files from before it was noted have none.
+    """
 
     ftkit: str
     base: str
     revision: str | None
     base_sha256: str
+    init: str = "default"
 
 
-def write_fingerprint(adapter: Path, base: BaseFiles) -> None:
-    """Notes in an adapter's folder what it was trained on."""
+def write_fingerprint(folder: Path, base: BaseFiles, adapter: Adapter) -> None:
+    """Notes in an adapter's folder what it was trained on, and what it was started from."""
     name = base.folder.name if base.source == "folder" else base.address
-    write_json(adapter / FILE, asdict(Fingerprint(__version__, name, base.revision, base.sha256())))
+    noted = Fingerprint(__version__, name, base.revision, base.sha256(), adapter.init)
+    write_json(folder / FILE, asdict(noted))
 
 
 def read_fingerprint(adapter: Path) -> Fingerprint | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ftkit import __version__
 from ftkit.errors import MachineError, Problem
-from ftkit.files import sha256_file, sha256_files
+from ftkit.files import put_back, sha256_file, sha256_files
 from ftkit.reference import ModelRef
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.md", "*.jinja")
@@ -136,6 +136,7 @@ def locate(base: str, recipe_folder: Path, *, weights: bool) -> BaseFiles:
     Raises MachineError where the model is nowhere to be had.
     """
     folder = (recipe_folder / Path(base).expanduser()).resolve()
+    put_back(folder)
     if folder.is_dir():
         return BaseFiles(base, "folder", folder, None)
     ref = ModelRef.parse(base)

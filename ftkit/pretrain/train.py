@@ -66,8 +66,8 @@ def train_run(
     folder.folder.mkdir(parents=True, exist_ok=True)
     summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
     prepared.tokenizer.save_pretrained(folder.model if adapter is None else folder.adapter)
-    if plan.files is not None:
-        write_fingerprint(folder.adapter, plan.files)
+    if plan.files is not None and adapter is not None:
+        write_fingerprint(folder.adapter, plan.files, adapter)
     write_json(folder.train, as_json(summary))
 
 

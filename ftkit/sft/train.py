@@ -21,6 +21,7 @@ from ftkit.sft.exam import Exam
 from ftkit.tasks.answers import AnswerWindows
 from ftkit.tasks.batches import TRAINED_AT_ONCE
 from ftkit.tasks.language import Collate, keeps_apart, sharing
+from ftkit.tasks.templates import save_chat
 from ftkit.train import Job, train
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
     )
     folder.folder.mkdir(parents=True, exist_ok=True)
     summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
-    plan.chat.tokenizer.save_pretrained(folder.adapter)
-    write_fingerprint(folder.adapter, plan.files)
+    save_chat(plan.chat, plan.files, folder.adapter)
+    write_fingerprint(folder.adapter, plan.files, adapter)
     write_json(folder.train, as_json(summary))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ftkit.errors import MachineError, Problem, RecipeError, did_you_mean
-from ftkit.files import sha256_text
-from ftkit.models.base import load_tokenizer
+from ftkit.files import read_json, sha256_text, write_json
+from ftkit.models.base import GENERATION, load_tokenizer
 from ftkit.models.chatml import END, START, chatml
 from ftkit.models.locate import BaseFiles
 from ftkit.records import Conversation, Decision, Turn
@@ -66,6 +66,18 @@ def load_chat(
     )
     _try(chat)
     return chat
+
+
+def save_chat(chat: Chat, files: BaseFiles, folder: Path) -> None:
+    """Writes tokenizer and template, and the base's settings for generation with the tokens that end an answer.
+
+    These are the template's own, which the base's settings need not know: a model that is served by them alone would
+    not stop.
+    """
+    chat.tokenizer.save_pretrained(folder)
+    own = files.folder / GENERATION
+    settings = {"bos_token_id": chat.tokenizer.bos_token_id, **(read_json(own) if own.is_file() else {})}
+    write_json(folder / GENERATION, settings | {"eos_token_id": [*chat.stop_ids], "pad_token_id": chat.pad_token_id})
 
 
 def _keep_legacy(tokenizer: PreTrainedTokenizerBase, files: BaseFiles) -> None:
