@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,15 @@ def classified(pico, tmp_path_factory, one_thread) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answering(decoder, tmp_path_factory, one_thread) -> Path:
+def no_llama_cpp():
+    """As where llama.cpp is not installed: GGUF files are read by transformers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "llama_cpp", None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def answering(decoder, tmp_path_factory, one_thread, no_llama_cpp) -> Path:
     """A finished run of a decoder that answers."""
     folder = tmp_path_factory.mktemp("answering")
     export = '["safetensors:bfloat16", "gguf:f32", "gguf:q8_0", ollama, lora-gguf]'
@@ -327,12 +336,16 @@ class TestLadder:
         assert not (run.folder / "export" / "safetensors-float32").exists()
         assert run.manifest.read_bytes() == before
 
-    def test_a_second_merge_takes_the_exports_of_the_first_out_of_the_report(self, run):
+    def test_a_second_merge_makes_the_exports_of_the_recipe_again(self, run):
+        before = read(run.folder, "eval.json")
+        change(run.folder / "export" / "safetensors-float16", "classifier.weight", 1.0)
         merge_run(run, None, QUIET)
-        report = read(run.folder, "eval.json")
-        assert report["exports"] == {}
-        assert {"baseline", "adapter", "merged"} <= report["models"].keys()
-        assert not any(":" in name for name in report["models"])
+        after = read(run.folder, "eval.json")
+        assert [*after["exports"]] == [*before["exports"]] == ["merged", "safetensors:float16", "onnx:float32"]
+        assert {name: measured(after, name) for name in after["models"]} == {
+            name: pytest.approx(measured(before, name)) for name in before["models"]
+        }
+        assert run.unchanged(run.folder / "export")
 
     @pytest.mark.parametrize("name", ["safetensors:float16", "onnx:float32"])
     def test_figures_are_those_of_an_independent_computation(self, classified, name):
@@ -524,6 +537,7 @@ class TestLanguageModels:
         assert [*exports] == ["merged", "safetensors:bfloat16", "gguf:f32", "gguf:q8_0", "ollama:f32", "lora-gguf:f32"]
         for name in ("gguf:f32", "ollama:f32"):
             assert exports[name]["exact"]
+            assert exports[name]["reader"] == "transformers"
             assert exports[name]["max_abs_logit_diff"] < 1e-4
             assert measured(report, name) == pytest.approx(measured(report, "merged"), rel=1e-4)
         assert 0 < exports["gguf:q8_0"]["max_abs_logit_diff"]
@@ -562,7 +576,14 @@ class TestLanguageModels:
         found = read(answering, "eval.json")["models"]["gguf:q8_0"]["metrics"]["perplexity"]
         assert np.exp(nats / tokens) == pytest.approx(found, rel=1e-4)
 
-    def test_label_words(self, decoder, tmp_path):
+    def test_without_llama_cpp_who_scores_is_said_once(self, answering, tmp_path, capsys):
+        run = RunDir(Path(shutil.copytree(answering, tmp_path / "run")))
+        export_run(run, [parse("gguf:q8_0"), parse("gguf:f16")], inspect_machine(), Console(quiet=False))
+        told = " ".join(capsys.readouterr().err.split())
+        said = "GGUF files are scored by transformers: llama.cpp's own rounding and speed are not measured."
+        assert told.count(f"{said} To have llama.cpp score them: pip install 'ftkit[llama]'") == 1
+
+    def test_label_words(self, decoder, tmp_path, no_llama_cpp):
         from tests.test_words import TRAIN, write
 
         path = write(tmp_path, decoder("gpt2"), train=TRAIN(2), export='["gguf:f16", safetensors]')

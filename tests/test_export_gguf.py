@@ -328,15 +328,16 @@ def test_a_bias_that_llama_cpp_does_not_read_is_refused(copied, tmp_path):
     )
 
 
-def test_a_type_that_is_none_and_one_without_its_program(copied, tmp_path, monkeypatch):
+def test_a_type_that_is_none_and_one_without_llama_cpp(copied, tmp_path, monkeypatch):
     folder = copied("llama")
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)  # as where it is not installed
     monkeypatch.setenv("PATH", str(tmp_path))
     assert refused(folder, tmp_path, "Q80") == ("error: there is no GGUF type Q80\n  type   Did you mean Q8_0?")
     shutil.rmtree(tmp_path / "out")
     assert refused(folder, tmp_path, "Q4_K_M") == (
         "error: there is no llama-quantize\n"
-        "  type   Q4_K_M is made by llama-quantize, a program of llama.cpp, which is not on the PATH. Install it with "
-        "brew install llama.cpp, or from github.com/ggml-org/llama.cpp/releases, or write Q8_0."
+        "  type   Q4_K_M is made by llama.cpp. Run pip install 'ftkit[llama]', or put its program llama-quantize on the "
+        "PATH (brew install llama.cpp, or github.com/ggml-org/llama.cpp/releases), or write Q8_0."
     )
 
 
@@ -375,6 +376,7 @@ def test_other_types_are_made_by_llama_quantize_and_compared(copied, tmp_path, m
     out = tmp_path / "made" / "model.gguf"
     written = write_gguf(folder, out, "Q4_0")
     assert written["kind"] == "Q4_0"
+    assert written["notes"][-1] == "Q4_0 was made by llama-quantize."
     assert {held for held, values in tensors(out).values() if values.ndim > 1} == {"Q4_0"}
     assert 0 < check_gguf(folder, out)["largest_difference"] < 0.1
     assert [path.name for path in out.parent.iterdir()] == ["model.gguf"]

@@ -92,7 +92,9 @@ def _quantise() -> _Line:
     found = shutil.which("llama-quantize")
     if found:
         return _Line("GGUF", f"all types; llama-quantize is {found}")
-    fix = "Put llama.cpp's llama-quantize on the PATH for the others."
+    if importlib.util.find_spec("llama_cpp") is not None:
+        return _Line("GGUF", "all types; llama-cpp-python makes the small ones, and scores them")
+    fix = "pip install 'ftkit[llama]' for the others, or put llama.cpp's llama-quantize on the PATH."
     return _Line("GGUF", "f32, f16, bf16 and q8_0", fix)
 
 

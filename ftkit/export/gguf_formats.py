@@ -8,12 +8,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from ftkit.export import llama_cpp
 from ftkit.export.source import Needs, Source, short
 
 FILE = "model.gguf"
 ADAPTER_FILE = "adapter.gguf"
 _FLOATS = ("f32", "f16", "bf16")
-# Beside q8_0, those that llama-quantize makes. Named anew: the writer's module is not loaded to read a recipe.
+# Beside q8_0, those that llama.cpp makes. Named anew: the writer's module is not loaded to read a recipe.
 _QUANTISED = (
     "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "q3_k_l", "q3_k_m",
     "q3_k_s", "q2_k",
@@ -27,7 +28,10 @@ class Gguf:
     name: str = "gguf"
     types: tuple[str, ...] = (*_FLOATS, *_QUANTISED)
     needs: Needs = "decoder"
-    reader: str = "transformers"
+
+    @property
+    def reader(self) -> str:
+        return f"llama.cpp {llama_cpp.version()}" if llama_cpp.installed() else "transformers"
 
     def left_out(self, source: Source) -> str:
         return short(source.stored)
@@ -39,11 +43,13 @@ class Gguf:
         return {**check_gguf(source.model, folder / FILE), **written}
 
     def read(self, folder: Path, source: Source) -> Any:
-        """By transformers' own reader, which writes quantised weights out in float32.
+        """By llama.cpp where it is installed, else by transformers, which writes quantised weights out in float32.
 
-        The weights are the file's, the configuration is the model's: transformers 5.23 does not read all that a file
-        says of it (scaled ropes, widths of heads, GPT-2's positions), which ``check_gguf`` has compared.
+        For transformers the weights are the file's and the configuration is the model's: 5.23 does not read all that a
+        file says of it (scaled ropes, widths of heads, GPT-2's positions), which ``check_gguf`` has compared.
         """
+        if llama_cpp.installed():
+            return llama_cpp.LlamaCpp(folder / FILE)
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -13,7 +13,10 @@ from pydantic import TypeAdapter
 from ftkit.console import Console
 from ftkit.errors import NotProved, Problem, RecipeError
 from ftkit.evals.section import LOWER_IS_BETTER
+from ftkit.export import llama_cpp
 from ftkit.export.formats import Target, Written, check_fit, exporting
+from ftkit.export.gguf_formats import Gguf
+from ftkit.export.llama_cpp import LlamaCpp
 from ftkit.export.source import Source
 from ftkit.files import read_json, write_json
 from ftkit.ladder.scoring import Outcome, Rows, own_rows
@@ -27,6 +30,10 @@ from ftkit.tasks.section import Merge
 from ftkit.trained import Trained
 
 _OUT_OF_HUNDRED = ("bleu", "chrf")
+_BY_TRANSFORMERS = (
+    "GGUF files are scored by transformers: llama.cpp's own rounding and speed are not measured. "
+    "To have llama.cpp score them: pip install 'ftkit[llama]'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,8 @@ def export_run(
         check_fit(target, source)
     reference: Reference | None = None
     settled = [target.settled(source) for target in targets]
+    if any(isinstance(target.format, Gguf) for target in targets) and not llama_cpp.installed():
+        console.note(_BY_TRANSFORMERS)
     for number, target in enumerate(settled):
         console.stage(f"exporting {target.name}")
         folder = out or run.folder / "export" / target.folder
@@ -151,7 +160,11 @@ def _scored(
     machine: Machine,
     console: Console,
 ) -> tuple[ExportFacts, ModelScores]:
-    """Scores an export as it stands on disk. Raises NotProved where it loses what its type does not explain."""
+    """Scores an export as it stands on disk. Raises NotProved where it loses what its type does not explain.
+
+    Where llama.cpp multiplies weights of 16 bits it rounds what they are multiplied with to 16 bits too, so that the
+    scores of an exact export are not the model's; that its numbers are was found when it was written.
+    """
     model = target.format.read(written.folder, Source(trained.folder, trusted=trained.trusted))
     if model is None:
         model = reference.rows.load(replace(trained, folder=written.folder), machine)
@@ -172,7 +185,7 @@ def _scored(
     section = trained.section("merge", bool | Merge)
     allowed = (section if isinstance(section, Merge) else Merge()).tolerance
     figures = f"{numbers.score(after.get(metric))} against {numbers.score(before[metric])}"
-    if facts.exact:
+    if facts.exact and (target.kind == "f32" or not isinstance(model, LlamaCpp)):
         _check_same(target, facts, f"{numbers.metric_name(metric)} {figures}", allowed, machine)
     elif fall > allowed:
         console.warn(f"{target.name} is worse than the model it was made from: {numbers.metric_name(metric)} {figures}")

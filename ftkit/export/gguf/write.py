@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ftkit.errors import DataError, MachineError, Problem, RecipeError, did_you_mean
+from ftkit.errors import DataError, Problem, RecipeError, did_you_mean
 from ftkit.export.gguf.architectures import Architecture, Target, Value, read_architecture
+from ftkit.export.gguf.quantise import QUANTISED, quantiser
 from ftkit.export.gguf.vocabulary import read_vocabulary
 from ftkit.export.tensors import BLOCK, check_space
 
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 NATIVE = ("F32", "F16", "BF16", "Q8_0")
-# Those that llama.cpp's own program makes from a file of ours.
-QUANTISED = (
-    "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "Q3_K_L", "Q3_K_M", "Q3_K_S",
-    "Q2_K",
-)  # fmt: skip
 _ALIGNMENT = 32  # bytes: where a tensor may begin, the format's default
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # general.file_type
 
@@ -32,14 +26,14 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # general.file_type
 def write_gguf(model: Path, out: Path, kind: str) -> dict[str, Any]:
     """Writes the model in ``model`` (config.json, safetensors, tokenizer.json) to the file ``out``.
 
-    ``kind``: F32, F16, BF16, Q8_0, or one that llama-quantize makes; norms and biases stay in F32. Returns
+    ``kind``: F32, F16, BF16, Q8_0, or one that llama.cpp makes; norms and biases stay in F32. Returns
     {"kind", "tensors", "file_bytes", "notes"}. Raises RecipeError for an unknown kind, DataError for a model or a
-    tokenizer that GGUF cannot hold, MachineError where there is no space or no llama-quantize.
+    tokenizer that GGUF cannot hold, MachineError where there is no space or no llama.cpp.
     """
     if kind not in (*NATIVE, *QUANTISED):
         fix = did_you_mean(kind, (*NATIVE, *QUANTISED)) or f"Write one of {', '.join((*NATIVE, *QUANTISED))}."
         raise RecipeError(f"there is no GGUF type {kind}", [Problem("", "type", fix)])
-    program = None if kind in NATIVE else _quantise_program(kind)
+    program = None if kind in NATIVE else quantiser(kind)
     architecture, metadata, notes = describe(model)
     first = kind if program is None else _own_type(architecture)
     types = [tensor_type(target, first) for target in architecture.targets]
@@ -52,7 +46,8 @@ def write_gguf(model: Path, out: Path, kind: str) -> dict[str, Any]:
         fresh = Path(folder) / "model.gguf"
         _write(fresh, architecture, {**metadata, "general.file_type": _FILE_TYPES[first]}, types)
         if program is not None:
-            fresh = _quantise(program, fresh, kind)
+            fresh = program.run(fresh, kind)
+            notes = (*notes, f"{kind} was made by {program.name}.")
         os.replace(fresh, out)
     return {
         "kind": kind,
@@ -192,23 +187,3 @@ def _own_type(architecture: Architecture) -> str:
     """A type that holds the model's weights as they are."""
     types = {target.source.dtype for target in architecture.targets if not target.whole}
     return types.pop() if len(types) == 1 else "F32"
-
-
-def _quantise_program(kind: str) -> str:
-    program = shutil.which("llama-quantize")
-    if program is None:
-        fix = f"{kind} is made by llama-quantize, a program of llama.cpp, which is not on the PATH. Install it with"
-        fix += " brew install llama.cpp, or from github.com/ggml-org/llama.cpp/releases, or write Q8_0."
-        raise MachineError("there is no llama-quantize", [Problem("", "type", fix)])
-    return program
-
-
-def _quantise(program: str, source: Path, kind: str) -> Path:
-    made = source.with_name("quantised.gguf")
-    command = [program, str(source), str(made), kind]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode or not made.is_file():
-        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        fix = f"It ended with {done.returncode}: {last} Try it by hand, or write Q8_0."
-        raise MachineError("llama-quantize failed", [Problem("", "type", fix)])
-    return made
