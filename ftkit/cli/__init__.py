@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 Recipe = Annotated[Path, typer.Argument(help="A recipe file (YAML).", show_default=False)]
 Run = Annotated[str, typer.Argument(help="A run's folder, a recipe's name (its latest run), or name/run-id.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set train.epochs=5. Repeatable.")]
+Engine = Literal["transformers", "vllm"]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -143,10 +144,15 @@ def serve(
     runs: Annotated[list[str], typer.Argument(help="Runs; each is a model, by its name.", metavar="RUN...")],
     host: Annotated[str, typer.Option("--host", help="Another than 127.0.0.1 needs FTKIT_API_KEY.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+    engine: Annotated[Engine, typer.Option("--engine", help="vllm: its own server, where it is installed.")] = (
+        "transformers"
+    ),
 ) -> None:
     """Serve models over HTTP, as OpenAI's clients ask for them."""
-    from ftkit.cli.serve import serve_runs
+    from ftkit.cli.serve import serve_by_vllm, serve_runs
 
+    if engine == "vllm":
+        serve_by_vllm(runs, host, port)
     serve_runs(runs, host, port)
 
 

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.interruption import after_the_step
@@ -52,6 +52,30 @@ def serve_runs(runs: list[str], host: str, port: int, *, max_waiting: int = 256)
         models = load_served(found, inspect_machine())
         _say_whole(found)
         _serve(models, listener, key, max_waiting)
+
+
+def serve_by_vllm(runs: list[str], host: str, port: int) -> NoReturn:
+    """Starts vLLM's own server for the runs, which takes the place of this process.
+
+    ``port`` 0: one that is free. Raises RecipeError for an open address without a key and for runs that vLLM cannot
+    serve, MachineError where vLLM is not installed, a base is not to be had, or the address is taken.
+    """
+    warnings.simplefilter("ignore")
+    key = _key(host)
+    from ftkit.serve.vllm import Address, find_program, launch_of, start
+
+    find_program()
+    found = [find_run(run) for run in runs]
+    with _bound(host, port) as listener:
+        port = listener.getsockname()[1]
+    launch = launch_of(found, Address(host, port, key))
+    _say_whole(found)
+    if not _is_own(host):
+        sys.stderr.write(
+            "vLLM asks for the key under /v1 and its like only, and answers at /invocations without it. "
+            "Put a proxy before it that passes /v1 alone.\n"
+        )
+    start(launch)
 
 
 def _key(host: str) -> str | None:

@@ -108,7 +108,7 @@ def load_served(runs: Sequence[RunDir], machine: Machine) -> dict[str, Served]:
     gets its merged model, or a base of its own. Raises RecipeError for a run that is not trained, that is given twice,
     or that fills gaps, MachineError where a base is not to be had.
     """
-    named = _named(runs)
+    named = named_runs(runs)
     shared: dict[Any, list[str]] = {}
     for name, run in named.items():
         if task_of(run) == "sft":
@@ -120,7 +120,7 @@ def load_served(runs: Sequence[RunDir], machine: Machine) -> dict[str, Served]:
     return {name: together.get(name) or _alone(name, run, machine) for name, run in named.items()}
 
 
-def _named(runs: Sequence[RunDir]) -> dict[str, RunDir]:
+def named_runs(runs: Sequence[RunDir]) -> dict[str, RunDir]:
     titles = [str(trained_by(run).plan["recipe"]["name"]) for run in runs]
     found: dict[str, RunDir] = {}
     for title, run in zip(titles, runs, strict=True):
