@@ -112,14 +112,14 @@ def where(name: str = "8000") -> dict[str, list[str]]:
 def test_a_merged_model_is_served_as_it_is(place):
     made = launch("merged")
     assert made.argv[:3] == ("vllm", "serve", str(place / "merged" / "merged"))
-    (written,) = made.files
+    assert made.files == {}
     assert options(made) == {
         "--served-model-name": ["merged"],
         **where(),
         "--dtype": ["float32"],
         "--max-model-len": ["96"],
         "--chat-template": [str(place / "merged" / "merged" / "chat_template.jinja")],
-        "--generation-config": [str(written.parent)],
+        "--generation-config": ["vllm"],
         **GREEDY,
     }
     assert made.environment == UNTRACKED
@@ -127,12 +127,17 @@ def test_a_merged_model_is_served_as_it_is(place):
 
 
 def test_the_stop_tokens_of_the_template_reach_vllm(place, tmp_path):
-    """The merged model's own configuration knows the base's end token alone, at which no answer was taught to end."""
+    """Also of a merged model whose configuration knows the base's end token alone, as those of before did."""
     tokenizer = AutoTokenizer.from_pretrained(place / "merged" / "merged")
     ends = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
-    own = GenerationConfig.from_pretrained(place / "merged" / "merged")
-    assert ends[0] != ends[1] == own.eos_token_id
-    ((path, text),) = launch("merged").files.items()
+    assert ends[0] != ends[1]
+    assert GenerationConfig.from_pretrained(place / "merged" / "merged").eos_token_id == ends
+    older = tmp_path / "older"
+    shutil.copytree(place / "merged", older)
+    (older / "merged" / "generation_config.json").write_text(json.dumps({"eos_token_id": ends[1]}), encoding="utf-8")
+    made = launch_of([RunDir(older)], HERE)
+    ((path, text),) = made.files.items()
+    assert options(made)["--generation-config"] == [str(path.parent)]
     assert not path.exists()
     (tmp_path / path.name).write_text(text, encoding="utf-8")
     assert GenerationConfig.from_pretrained(tmp_path).to_diff_dict()["eos_token_id"] == ends
