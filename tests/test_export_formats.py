@@ -395,6 +395,9 @@ class TestLadder:
         for page in ((classified / "README.md").read_text(), (classified / "report.html").read_text()):
             assert "onnx:float32" in page.replace("\\", "")
             assert shown[-1].size in page
+            assert "Read and timed by transformers: Merged model, safetensors:float16; onnxruntime" in page.replace(
+                "\\", ""
+            )
         assert story.exports == ("onnx-float32", "safetensors-float16")
 
     def test_an_export_by_hand_joins_them(self, run, capsys):

@@ -84,6 +84,7 @@ def _results(story: Story) -> dict[str, Any]:
         "results": tables.results(report),
         "rungs": rungs.rungs(report),
         "rung_headings": rungs.headings(report),
+        "read_by": rungs.read_by(report),
         "lower": {metric: numbers.lower_is_better(metric) for metric in tables.results(report).metrics},
         "compared": [_compared(item, report) for item in tables.compared(report)],
         "gate": report.gate.reasons,

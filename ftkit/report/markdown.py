@@ -45,6 +45,7 @@ def results(story: Story) -> dict[str, Any]:
         "seeds": tables.seed_spread(report) if report else ((), []),
         "rungs": rungs.rungs(report) if report else [],
         "rung_headings": rungs.headings(report) if report else (),
+        "read_by": rungs.read_by(report) if report else "",
         "proof": wording.proof_line(story.merge, story.kind) if story.merge else "",
     }
 

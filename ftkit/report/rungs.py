@@ -54,6 +54,17 @@ def fallen(report: EvalReport) -> list[str]:
     return out
 
 
+def read_by(report: EvalReport) -> str:
+    """By which program each model was read that was timed; empty where none was."""
+    found: dict[str, list[str]] = {}
+    for name in tables.ordered_models(report):
+        facts = report.exports.get(name)
+        if facts is not None and facts.reader:
+            found.setdefault(facts.reader, []).append(tables.model_name(name, tables.kind_of(report)))
+    said = "; ".join(f"{reader}: {', '.join(names)}" for reader, names in found.items())
+    return f"Read and timed by {said}." if said else ""
+
+
 def _figure(report: EvalReport, name: str, metric: str) -> str:
     """Of a model from a later merge there may be none."""
     scores = report.models.get(name)

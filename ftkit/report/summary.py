@@ -139,6 +139,8 @@ def _rungs(report: EvalReport) -> Iterator[RenderableType]:
         table.add_row(_line(rung.name), *rung.cells)
     yield ""
     yield table
+    if read_by := rungs.read_by(report):
+        yield _line(read_by)
     for sentence in rungs.fallen(report):
         yield _marked("open", sentence)
 
