@@ -60,8 +60,9 @@ def merge_run(run: RunDir, out: Path | None, console: Console) -> dict[str, Any]
                 if out is not None:
                     write_json(folder / "merge.json", proof)
         if out is None:
-            earlier = _keep(run, proof, report)
-            _export(run, [parse(text) for text in plan.loaded.recipe.export or ()], earlier, console)
+            targets = [parse(text) for text in plan.loaded.recipe.export or ()]
+            earlier = _keep(run, proof, report, _SILENT if targets else console)
+            _export(run, targets, earlier, console)
     return proof
 
 
@@ -131,7 +132,7 @@ def _measured(plan: Plan, run: RunDir, fresh: RunDir, console: Console) -> EvalR
     return work.measure(fresh, (), machine=machine, console=console)
 
 
-def _keep(run: RunDir, proof: dict[str, Any], report: EvalReport) -> list[str]:
+def _keep(run: RunDir, proof: dict[str, Any], report: EvalReport, console: Console) -> list[str]:
     """Writes what was found into the run, beside what it reported before.
 
     Exports of the model that was merged before leave the report; returns their names.
@@ -143,7 +144,7 @@ def _keep(run: RunDir, proof: dict[str, Any], report: EvalReport) -> list[str]:
     write_json(run.merge, proof)
     write_json(run.eval, document)
     run.error.unlink(missing_ok=True)
-    tell(run, _SILENT)
+    tell(run, console)
     run.forget_checkpoints()
     run.write_manifest()
     return [name for name in exports if name != run.merged.name]
@@ -163,5 +164,6 @@ def _export(run: RunDir, targets: Sequence[Target], earlier: Sequence[str], cons
         if older:
             what = ", ".join(older)
             console.warn(f"{what}: exports of the model that was merged before. Make them again: ftkit export")
-        tell(run, console)
-        run.note_in_manifest(run.folder / "export", run.eval, run.folder / "README.md", run.folder / "report.html")
+        if targets:
+            tell(run, console)
+            run.note_in_manifest(run.folder / "export", run.eval, run.folder / "README.md", run.folder / "report.html")

@@ -599,18 +599,9 @@ class TestLanguageModels:
 
     def test_a_model_from_scratch(self, tmp_path):
         """Its model/ is exported, and scored on its own windows."""
-        from tests.test_pretrain import write_stories
+        from tests.test_pretrain import write_scratch
 
-        for name, count, seed in (("train", 80, 1), ("valid", 10, 2), ("test", 20, 3)):
-            write_stories(tmp_path / f"{name}.jsonl", count, seed)
-        path = tmp_path / "recipe.yaml"
-        path.write_text(
-            "name: pico\nbase: {init: llama, layers: 1, hidden: 64, vocab: 320, positions: 64}\n"
-            "task: {type: pretrain, samples: 0}\n"
-            "data: {train: train.jsonl, valid: valid.jsonl, test: test.jsonl}\n"
-            "train: {epochs: 1, batch_size: 4, learning_rate: 1e-2, max_length: 64, seed: 7}\nexport: [gguf]\n"
-        )
-        folder = carried_out(path, tmp_path / "out")
+        folder = carried_out(write_scratch(tmp_path), tmp_path / "out")
         report = read(folder, "eval.json")
         assert [*report["exports"]] == ["model", "gguf:f32"]
         assert report["exports"]["gguf:f32"]["max_abs_logit_diff"] < 1e-4

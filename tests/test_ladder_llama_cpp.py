@@ -27,7 +27,7 @@ from ftkit.tasks.generation import generate
 from ftkit.tasks.language import score
 from ftkit.tasks.windows import IGNORED
 from tests.conversations import carried_out, read, write_recipe
-from tests.test_pretrain import write_stories
+from tests.test_pretrain import write_scratch
 from tests.test_words import TRAIN, write
 
 pytestmark = [
@@ -140,16 +140,7 @@ def test_what_llama_cpp_says_of_a_failure_is_told(tmp_path, monkeypatch):
 
 
 def test_a_language_model_from_scratch_has_its_perplexity(tmp_path):
-    for name, count, seed in (("train", 80, 1), ("valid", 10, 2), ("test", 20, 3)):
-        write_stories(tmp_path / f"{name}.jsonl", count, seed)
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "name: pico\nbase: {init: llama, layers: 1, hidden: 64, vocab: 320, positions: 64}\n"
-        "task: {type: pretrain, samples: 0}\n"
-        "data: {train: train.jsonl, valid: valid.jsonl, test: test.jsonl}\n"
-        "train: {epochs: 1, batch_size: 4, learning_rate: 1e-2, max_length: 64, seed: 7}\nexport: [gguf]\n"
-    )
-    report = read(carried_out(path, tmp_path / "out"), "eval.json")
+    report = read(carried_out(write_scratch(tmp_path), tmp_path / "out"), "eval.json")
     assert report["exports"]["gguf:f32"]["reader"] == f"llama.cpp {version()}"
     own, theirs = (report["models"][name]["metrics"]["perplexity"] for name in ("model", "gguf:f32"))
     assert theirs == pytest.approx(own, rel=1e-3)

@@ -54,6 +54,20 @@ def write_stories(path: Path, count: int, seed: int) -> Path:
     return path
 
 
+def write_scratch(folder: Path) -> Path:
+    """A recipe of a small model from scratch that is exported as GGUF, and its texts."""
+    for name, count, seed in (("train", 80, 1), ("valid", 10, 2), ("test", 20, 3)):
+        write_stories(folder / f"{name}.jsonl", count, seed)
+    path = folder / "recipe.yaml"
+    path.write_text(
+        "name: pico\nbase: {init: llama, layers: 1, hidden: 64, vocab: 320, positions: 64}\n"
+        "task: {type: pretrain, samples: 0}\n"
+        "data: {train: train.jsonl, valid: valid.jsonl, test: test.jsonl}\n"
+        "train: {epochs: 1, batch_size: 4, learning_rate: 1e-2, max_length: 64, seed: 7}\nexport: [gguf]\n"
+    )
+    return path
+
+
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pico language models with a byte-level tokenizer of their own: what can be quantised, and what cannot pack."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BY_DOCUMENT = "sdpa_by_document"
 _PLAIN = "sdpa"
 # Tokens of a block; their keys begin at a multiple of it, so that there are few shapes: oneDNN keeps what it compiles
-# for each that it saw. 64 were slower, 256 gained 2% with twice the probabilities to hold.
+# for each that it saw. 64 were slower, 256 gained 2%.
 _BLOCK = 128
 _LONGEST = 1024  # tokens of a document up to which its probabilities, half a square, are held until the backward pass
 
