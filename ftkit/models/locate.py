@@ -216,8 +216,8 @@ def _from_hub(ref: ModelRef, *, weights: bool) -> BaseFiles:
     try:
         folder = Path(snapshot_download(ref.name, revision=ref.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].removesuffix(".")
         raise MachineError(
-            f"{ref} cannot be fetched from the hub", [Problem("", "base", f"{reason} {offline}")]
+            f"{ref} cannot be fetched from the hub", [Problem("", "base", f"{reason}. {offline}")]
         ) from None
     return BaseFiles(ref.name, "hub", folder, folder.name)
