@@ -84,7 +84,7 @@ def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:
     folder.start(plan.loaded.text)
     machine = this_machine()
     check_loftq(plan.loaded.recipe.adapter, machine)
-    precision = str(training_dtype(plan.loaded.recipe.train.precision, machine)).removeprefix("torch.")
+    precision = str(training_dtype(plan.loaded.recipe.train.precision, machine, plan.width)).removeprefix("torch.")
     work = work_of(plan)
     write_json(folder.plan, work.prepare(machine, precision, console))
     console.note(f"{machine.gpu or machine.cpu}, {machine.threads} of {machine.cores} cores")

@@ -123,7 +123,7 @@ def _measured(plan: Plan, run: RunDir, fresh: RunDir, console: Console) -> EvalR
     from ftkit.models.hardware import training_dtype
 
     machine = this_machine()
-    precision = str(training_dtype(plan.loaded.recipe.train.precision, machine)).removeprefix("torch.")
+    precision = str(training_dtype(plan.loaded.recipe.train.precision, machine, plan.width)).removeprefix("torch.")
     work = work_of(plan)
     now, before = work.prepare(machine, precision, console)["data"]["sha256"], read_json(run.plan)["data"]["sha256"]
     if now != before:

@@ -26,9 +26,11 @@ from ftkit.records import TrainSummary
 from ftkit.rundir import RunDir, read_log
 from ftkit.tasks.batches import Encoded, Rows, TrainingRows
 from ftkit.tasks.section import Train
+from ftkit.train_loss import next_token_trainer
 from ftkit.train_watch import watcher
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 Validate = Callable[["PreTrainedModel"], dict[str, float]]
@@ -47,7 +49,8 @@ class Job:
     of ``rows``; ``mixed``: they share batches whatever their length; ``places``: where row n stands, for messages.
     ``collate``: from the model to what makes a batch of rows. ``loss``: None for TRL's own, on next tokens. ``best_by``
     names the figure of ``validate`` by which the exported checkpoint is chosen, ``lowest`` whether less is better.
-    ``tokens_at_once``: what a micro-batch may hold, padding included; None for a whole batch.
+    ``dtype``: the number format of the training. ``tokens_at_once``: what a micro-batch may hold, padding included;
+    None for a whole batch.
     """
 
     build: Callable[[], PreTrainedModel]
@@ -62,6 +65,7 @@ class Job:
     best_by: str
     lowest: bool
     section: Train
+    dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase
     lr_ratio: float | None
     tokens_at_once: int | None
@@ -216,6 +220,7 @@ class _Training:
             self.console.note("AdamW holds its state in 8 bits, paged: the base is quantised, and there is a GPU")
         settings = train_arguments.settings(
             section,
+            dtype=self.job.dtype,
             steps=self.steps,
             micro_batch=self.micro,
             recomputing=self.recomputing,
@@ -233,12 +238,11 @@ class _Training:
         }
         if self.job.loss is None:
             from trl.trainer.sft_config import SFTConfig
-            from trl.trainer.sft_trainer import SFTTrainer
 
             # The rows are token ids that ftkit made and counted: TRL has nothing to prepare, cut or drop.
             arguments = SFTConfig(**settings, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
             trained = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
-            trainer: Trainer = SFTTrainer(args=arguments, processing_class=self.job.tokenizer, **given)
+            trainer: Trainer = next_token_trainer()(args=arguments, processing_class=self.job.tokenizer, **given)
             for weight, values in trained:
                 weight.data = values  # TRL rounds the adapter of a quantised base to bfloat16, in which steps get lost
         else:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ftkit.models.hardware import Machine, training_dtype
+from ftkit.models.hardware import Machine
 from ftkit.tasks.section import Train
+
+if TYPE_CHECKING:
+    import torch
 
 _DECAYING = 0.2  # share of the steps in which the schedule wsd falls (Hu et al. 2024)
 
@@ -15,6 +18,7 @@ _DECAYING = 0.2  # share of the steps in which the schedule wsd falls (Hu et al.
 def settings(
     section: Train,
     *,
+    dtype: torch.dtype,
     steps: int,
     micro_batch: int,
     recomputing: bool,
@@ -25,8 +29,8 @@ def settings(
 ) -> dict[str, Any]:
     """The arguments of a training of ``steps`` optimiser steps with ``micro_batch`` rows at once.
 
-    ``recomputing``: activations are computed twice, to save memory; ``paged``: AdamW holds its state in 8 bits, and
-    in the machine's memory where the GPU's is full (Dettmers et al. 2023).
+    ``dtype``: the number format; ``recomputing``: activations are computed twice, to save memory; ``paged``: AdamW
+    holds its state in 8 bits, and in the machine's memory where the GPU's is full (Dettmers et al. 2023).
     The Trainer neither validates, nor saves, nor reports by itself: that is done between the steps (train_watch.py).
     """
     return {
@@ -38,7 +42,7 @@ def settings(
         "warmup_steps": math.ceil(steps * section.warmup),
         **_schedule(section, steps),
         "weight_decay": section.weight_decay,
-        "bf16": str(training_dtype(section.precision, machine)) == "torch.bfloat16",
+        "bf16": str(dtype) == "torch.bfloat16",
         "use_cpu": machine.device == "cpu",
         "dataloader_pin_memory": machine.device != "cpu",
         "train_sampling_strategy": "sequential",

@@ -27,7 +27,7 @@ LAYERS = (
     ("recipe",),
     ("plan",),
     ("rundir",),
-    ("report", "train_watch", "train_arguments", "checkpoints", "merging", "proof"),
+    ("report", "train_watch", "train_arguments", "train_loss", "checkpoints", "merging", "proof"),
     ("train", "merge_language"),
     ("card", "hub_card", "classify", "pretrain", "sft"),
     ("trained",),

@@ -17,7 +17,7 @@ from ftkit.console import Console
 from ftkit.errors import TrainingFailed
 from ftkit.models.adapters import Lora
 from ftkit.models.base import inference_mode, load_language_model, with_new_adapter, with_saved_adapter
-from ftkit.models.hardware import Machine
+from ftkit.models.hardware import Machine, training_dtype
 from ftkit.models.locate import BaseFiles
 from ftkit.rundir import RunDir, read_log
 from ftkit.tasks.language import Collate, score
@@ -91,6 +91,7 @@ def run(base, folder: Path, *, adapter=None, vocab=None, console=QUIET, machine=
         best_by="loss",
         lowest=True,
         section=Train(**QUICK | keys),
+        dtype=training_dtype(keys.get("precision", "float32"), machine, None),
         tokenizer=AutoTokenizer.from_pretrained(base.folder),
         lr_ratio=adapter.lr_ratio,
         tokens_at_once=None,
@@ -282,7 +283,14 @@ def test_a_quantised_base_on_a_gpu_has_the_paged_optimiser():
         section = Train(**QUICK | keys.pop("section", {}))
         given = {"recomputing": False, "paged": False} | keys
         return train_arguments.settings(
-            section, steps=8, micro_batch=4, machine=CPU, seed=3, folder=Path("checkpoints"), **given
+            section,
+            dtype=torch.float32,
+            steps=8,
+            micro_batch=4,
+            machine=CPU,
+            seed=3,
+            folder=Path("checkpoints"),
+            **given,
         )
 
     assert "optim" not in settings()

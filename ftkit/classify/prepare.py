@@ -76,7 +76,7 @@ def _with_head(plan: LabelledPlan, reader: Reader, *, seed: int, quantize: bool,
             seed=seed,
             trust_remote_code=plan.base.trust_remote_code,
             skip_quantising=skip,
-            compute=training_dtype(plan.recipe.train.precision, machine),
+            compute=training_dtype(plan.recipe.train.precision, machine, plan.width),
         )
 
     classifier = load(None)

@@ -68,6 +68,7 @@ def train_run(
         best_by=plan.best_by,
         lowest=plan.lowest,
         section=plan.recipe.train,
+        dtype=training_dtype(plan.recipe.train.precision, machine, plan.width),
         tokenizer=reader.tokenizer,
         lr_ratio=adapter.lr_ratio,
         tokens_at_once=TRAINED_AT_ONCE.get(machine.device) if isinstance(reader, WordsReader) else None,
@@ -103,7 +104,7 @@ def _answered(plan: LabelledPlan, reader: WordsReader, machine: Machine) -> _Row
     """Texts in their prompts with the words for their labels, which alone are learned."""
     windows = AnswerWindows(answers_of(plan, reader), packed=False, max_length=plan.max_length)
     alone = language.Collate(reader.chat.pad_token_id, reader.limit)
-    dtype = training_dtype(plan.recipe.train.precision, machine)
+    dtype = training_dtype(plan.recipe.train.precision, machine, plan.width)
     return _Rows(
         windows, windows.lengths, lambda model: language.sharing(alone, model, windows, windows.lengths, dtype), None
     )

@@ -195,7 +195,7 @@ def load_adaptable(
         seed=seed,
         trust_remote_code=trust_remote_code,
         quantize=quantize and adapter.quantize is not None,
-        compute=training_dtype(precision, machine),
+        compute=training_dtype(precision, machine, files.width),
         whole=adapter.modules_to_save or (),
         vocab=vocab,
     )
@@ -214,7 +214,7 @@ def weights_dtype(precision: str, machine: Machine, adapter: Adapter | None, *, 
 
     frozen = adapter is not None and not adapter.modules_to_save
     halved = frozen and causal and machine.device == "cuda"
-    return training_dtype(precision, machine) if halved else torch.float32
+    return training_dtype(precision, machine, None) if halved else torch.float32
 
 
 def _from_pretrained(

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 # Spins of libgomp before a thread sleeps. Training a toy Llama made 8,500 tokens a second with none, 13,100 with 1,000
 # and with the library's own 300,000; with another program on one of two cores 8,100, 5,900 and 4,400 (2026-11-25).
 _SPINS = "1000"
+# Products that oneDNN keeps compiled, each with working memory of its own; 1,024 by itself. recipes/questions.yaml
+# trained with 1,415 MiB and 1,024 of them, with 1,251 and 128, recipes/sentiment.yaml with 2,250 and 1,910, at the same
+# speed; with 32 a small Llama lost a tenth of its speed (2 cores, bfloat16, 2026-11-26).
+_COMPILED = "128"
+# Width from which a processor gains by bfloat16. A Llama of five layers, tokens a second in float32 and bfloat16: 64
+# wide 16,700 and 11,400, with 683 and 860 MiB; 128 wide 10,000 and 11,700; 256 wide 5,800 and 7,800 (2 cores,
+# 2026-11-26).
+_NARROW = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ def settle_environment() -> None:
         "OMP_WAIT_POLICY": "PASSIVE",
         **({"GOMP_SPINCOUNT": _SPINS} if free == available_cores() else {}),
         "OMP_NUM_THREADS": str(free),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": _COMPILED,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -97,12 +106,16 @@ def inspect_machine() -> Machine:
     )
 
 
-def training_dtype(precision: str, machine: Machine) -> torch.dtype:
-    """The number format of training: ``auto`` is bfloat16 where the device has it, else float32."""
+def training_dtype(precision: str, machine: Machine, width: int | None) -> torch.dtype:
+    """The number format of training: ``auto`` is bfloat16 where the device has it, else float32.
+
+    On a processor a model that is less than 128 wide stays in float32. ``width``: of its hidden states, if known.
+    """
     import torch
 
     if precision == "auto":
-        return torch.bfloat16 if machine.bfloat16 else torch.float32
+        narrow = machine.device == "cpu" and width is not None and width < _NARROW
+        return torch.bfloat16 if machine.bfloat16 and not narrow else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 

@@ -73,6 +73,14 @@ class BaseFiles:
         return config
 
     @property
+    def width(self) -> int | None:
+        """The width of the model's hidden states, by its config.json; None where that does not tell."""
+        config = self.config()
+        config = config.get("text_config") or config
+        found = (config.get(key) for key in ("hidden_size", "n_embd", "d_model", "dim"))
+        return next((value for value in found if isinstance(value, int)), None)
+
+    @property
     def address(self) -> str:
         """Where others find the model: its hub id, or the folder itself. It goes into the adapter's configuration."""
         return str(self.folder) if self.source == "folder" else self.name.partition("@")[0]

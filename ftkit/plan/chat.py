@@ -75,6 +75,11 @@ class ChatPlan:
         return self.loaded.recipe
 
     @property
+    def width(self) -> int | None:
+        """Of the model's hidden states, where it is known."""
+        return self.files.width
+
+    @property
     def best_by(self) -> MetricName | Literal["loss"]:
         """The figure of the validation rows that the exported checkpoint is chosen by."""
         return self.recipe.train.best_by or "loss"

@@ -32,6 +32,10 @@ class Plan(Protocol):
         """The base's; None where the model is made from scratch."""
 
     @property
+    def width(self) -> int | None:
+        """Of the model's hidden states, where it is known."""
+
+    @property
     def decisions(self) -> tuple[Decision, ...]:
         """Every value that the recipe leaves open."""
 

@@ -45,6 +45,11 @@ class LabelledPlan:
         return self.loaded.recipe
 
     @property
+    def width(self) -> int | None:
+        """Of the model's hidden states, where it is known."""
+        return self.files.width
+
+    @property
     def labels(self) -> tuple[str, ...]:
         return self.preflight.labels
 

@@ -51,6 +51,11 @@ class TextPlan:
         return self.loaded.recipe
 
     @property
+    def width(self) -> int | None:
+        """Of the model's hidden states, where it is known."""
+        return self.base.hidden if isinstance(self.base, Scratch) else self.files.width if self.files else None
+
+    @property
     def best_by(self) -> str:
         """The figure of the validation windows that the exported checkpoint is chosen by; lower is better."""
         return "loss"

@@ -37,7 +37,7 @@ def train_run(
         loaded = load_base(plan, seed=seed, quantize=True, machine=machine, tokenizer=prepared.tokenizer)
         return loaded.model if adapter is None else with_new_adapter(loaded, adapter)
 
-    hidden, dtype = prepared.masking, training_dtype(plan.recipe.train.precision, machine)
+    hidden, dtype = prepared.masking, training_dtype(plan.recipe.train.precision, machine, plan.width)
 
     def collate(model: PreTrainedModel) -> Callable[..., Any]:
         if hidden is not None:
@@ -58,6 +58,7 @@ def train_run(
         best_by=plan.best_by,
         lowest=True,
         section=plan.recipe.train,
+        dtype=dtype,
         tokenizer=prepared.tokenizer,
         lr_ratio=adapter.lr_ratio if adapter else None,
         tokens_at_once=TRAINED_AT_ONCE.get(machine.device),

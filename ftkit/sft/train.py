@@ -67,7 +67,7 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
         loaded = load_base(plan, seed=seed, quantize=True, machine=machine)
         return with_new_adapter(loaded, adapter, new_tokens=plan.chat.added_ids)
 
-    dtype = training_dtype(plan.recipe.train.precision, machine)
+    dtype = training_dtype(plan.recipe.train.precision, machine, plan.width)
     windows = AnswerWindows(side.answers, packed=plan.task.packing, max_length=plan.max_length)
     job = Job(
         build=build,
@@ -84,6 +84,7 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
         best_by=plan.best_by,
         lowest=plan.lowest,
         section=plan.recipe.train,
+        dtype=dtype,
         tokenizer=plan.chat.tokenizer,
         lr_ratio=adapter.lr_ratio,
         tokens_at_once=TRAINED_AT_ONCE.get(machine.device),

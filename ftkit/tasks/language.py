@@ -110,12 +110,12 @@ def sharing(
     if model.device.type == "cpu":
         with torch.inference_mode():
             alone = _logits_of(model, second)
-        if attend_by_document(_beneath(model)):
+        if attend_by_document(beneath(model)):
             with _as_trained(dtype):
                 after = _logits_after(model, first, second)
             if _equal(alone, after, str(dtype).removeprefix("torch.")):
                 return replace(collate, arranged="line")
-            attend_by_mask(_beneath(model))
+            attend_by_mask(beneath(model))
     return replace(collate, arranged="windows") if keeps_apart(model, first, second) else collate
 
 
@@ -211,10 +211,10 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, places: Sequence[int]) ->
 
 def takes(model: PreTrainedModel, name: str) -> bool:
     """Whether the model can be given this input; an adapter's model is asked for the base below it."""
-    return name in inspect.signature(_beneath(model).forward).parameters
+    return name in inspect.signature(beneath(model).forward).parameters
 
 
-def _beneath(model: PreTrainedModel) -> PreTrainedModel:
+def beneath(model: PreTrainedModel) -> PreTrainedModel:
     """The base below an adapter, or the model itself."""
     base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base
