@@ -12,9 +12,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ftkit.errors import DataError, Problem
+from ftkit.export.beside import Beside
 from ftkit.export.blocks import Planned, computed, main_dtype, one_thread, planned
 from ftkit.export.tensors import Shards, Stored, check_space, read_index
 from ftkit.export.updates import Changes, Update
@@ -74,7 +76,8 @@ def merge_streamed(
     check_space(out, sum(tensor.header.nbytes for tensor in layout))
     with writing_folder(out) as folder, one_thread():
         reading = _Reading()
-        with Shards(folder, [tensor.header for tensor in layout], shard_bytes or _limit(stored)) as shards:
+        headers = [tensor.header for tensor in layout]
+        with reading.beside, Shards(folder, headers, shard_bytes or _limit(stored)) as shards:
             for tensor in layout:
                 shards.write(tensor.header.name, reading.blocks(tensor))
         found = reading.base_sha256(base, stored, changes)
@@ -111,14 +114,15 @@ def _limit(stored: Mapping[str, Stored]) -> int:
 
 
 class _Reading:
-    """Reads a base once, from its first byte to its last, and hashes what it reads."""
+    """Reads a base once, from its first byte to its last, and hashes what it reads in ``beside``."""
 
     def __init__(self) -> None:
         self.changed = False
+        self.beside = Beside()
         self._digests: dict[Path, hashlib._Hash] = {}
 
     def blocks(self, tensor: Planned) -> Iterator[memoryview]:
-        """The bytes of a tensor of the result, in blocks of which each is valid until the next."""
+        """The bytes of a tensor of the result, in blocks of which each is there until the one after the next."""
         if tensor.update is None:
             assert tensor.source is not None
             for block in tensor.source.blocks():
@@ -145,7 +149,7 @@ class _Reading:
             with source.file.open("rb") as file:
                 length = file.read(8)
                 self._digests[source.file] = hashlib.sha256(length + file.read(int.from_bytes(length, "little")))
-        self._digests[source.file].update(block)
+        self.beside.run(partial(self._digests[source.file].update, block))
 
 
 def complete(folder: Path, base: Path, extra: Sequence[Path], changes: Changes) -> None:
