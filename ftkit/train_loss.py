@@ -39,11 +39,12 @@ def next_token_trainer() -> type[SFTTrainer]:
             return_outputs: bool = False,
             num_items_in_batch: torch.Tensor | int | None = None,
         ) -> Any:
+            if model.device.type != "cpu" or return_outputs or self.aux_loss_enabled:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             ahead = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)  # (B, T)
             places = (ahead != IGNORED).any(0).nonzero().flatten()  # (P,)
-            known = model.device.type == "cpu" and not return_outputs and not self.aux_loss_enabled
-            if not known or not len(places):
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if not len(places):
+                return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             goals = ahead[:, places]  # (B, P)
             vocabulary = model.get_output_embeddings().weight.shape[0]
             if goals.numel() * vocabulary > _HELD or not takes(model, "logits_to_keep"):
