@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from ftkit.console import Console
 from ftkit.errors import DataError, NotProved, Problem, RecipeError
 from ftkit.export.formats import Target, parse
-from ftkit.files import read_json, write_json, writing_folder
+from ftkit.files import read_json, sha256_text, write_json, writing_folder
 from ftkit.models.fingerprint import check_base
 from ftkit.pipeline import judge, tell, this_machine, work_of
 from ftkit.plan.common import Plan
@@ -101,10 +101,12 @@ def _plan(run: RunDir) -> Plan:
 @contextmanager
 def _folder_of_its_own(run: RunDir, out: Path | None) -> Iterator[RunDir]:
     """Beside what will be written, with all that the evaluation reads; gone in the end."""
-    prefix, beside = (_UNPROVED, run.folder) if out is None else (f".{out.name}{_UNPROVED}", out.parent)
+    own = sha256_text(str(run.folder.resolve()))[:8]  # another run may be merging there too
+    prefix, beside = (_UNPROVED, run.folder) if out is None else (f".{out.name}{_UNPROVED}{own}.", out.parent)
     beside.mkdir(parents=True, exist_ok=True)
-    for killed in run.folder.glob(f"{_UNPROVED}*"):  # the run is locked, so whoever wrote there is gone
-        shutil.rmtree(killed)
+    for killed in beside.iterdir():
+        if killed.name.startswith(prefix):  # the run is locked, so whoever wrote there is gone
+            shutil.rmtree(killed)
     with TemporaryDirectory(prefix=prefix, dir=beside) as name:
         fresh = RunDir(Path(name))
         shutil.copytree(run.adapter, fresh.adapter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -180,9 +181,15 @@ class TestAPretrainingRunIsMergedAgain:
         assert not [*run.folder.glob(".merging.*")]
 
     def test_elsewhere_the_run_stays_as_it_was(self, run, unmerged, tmp_path):
-        before, out = everything(run.folder), tmp_path / "elsewhere"
+        before, out = everything(run.folder), tmp_path / "made" / "elsewhere"
+        # What a killed merge of this run leaves there, and what another run, which may be at work, has there.
+        own = hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:8]
+        left, others = (out.parent / f".elsewhere.merging.{name}.abcdefgh" for name in (own, "01234567"))
+        for folder in (left, others):
+            (folder / "merged").mkdir(parents=True)
         proof = merge_run(run, out, QUIET)
         assert everything(run.folder) == before
+        assert {path.name for path in out.parent.iterdir()} == {"elsewhere", others.name}
         assert read(out, "merge.json") == proof
         assert (proof["passed"], proof["metric"]) == (True, "perplexity")
         reported = read(run.folder, "eval.json")["models"]["adapter"]["metrics"]["perplexity"]
