@@ -1,6 +1,6 @@
-"""One piece of work beside the caller's own: a merge computes a block while the one before is hashed and written.
+"""One piece of work beside the caller's own: a merge hashes what it has read while it computes with it.
 
-Hashing, reading and writing let go of Python's lock for as long as they last, so a thread is enough.
+Hashing lets go of Python's lock for as long as it lasts, so a thread is enough.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ class Beside:
         if running is not None:
             running.result()
 
-    def stop(self) -> None:
-        """Waits for what runs, whatever comes of it, and ends the thread."""
-        self._pool.shutdown()
-
     def __enter__(self) -> Self:
         return self
 
@@ -41,4 +37,4 @@ class Beside:
             if error is None:
                 self.wait()
         finally:
-            self.stop()
+            self._pool.shutdown()

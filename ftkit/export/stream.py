@@ -122,7 +122,7 @@ class _Reading:
         self._digests: dict[Path, hashlib._Hash] = {}
 
     def blocks(self, tensor: Planned) -> Iterator[memoryview]:
-        """The bytes of a tensor of the result, in blocks of which each is there until the one after the next."""
+        """The bytes of a tensor of the result, in blocks of which each is valid until the next."""
         if tensor.update is None:
             assert tensor.source is not None
             for block in tensor.source.blocks():

@@ -12,14 +12,13 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from ftkit.errors import DataError, MachineError, Problem
-from ftkit.export.beside import Beside
 from ftkit.files import write_json
 
 if TYPE_CHECKING:
@@ -180,7 +179,6 @@ def check_space(folder: Path, nbytes: int) -> None:
 class Shards:
     """Writes tensors into safetensors files of a folder, in the order in which they were planned, and their index.
 
-    A block is written while the caller makes the next one: it must stay as it is until the one after that is asked for.
     ``most``: bytes of a file, but for a tensor that is larger. A context manager: leaving it after the last tensor
     writes the index, leaving it earlier is a bug and raises.
     """
@@ -190,7 +188,7 @@ class Shards:
         self._waiting = [(number, tensor) for number, group in enumerate(self._groups) for tensor in group]
         self._waiting.reverse()
         self._open: tuple[int, IO[bytes]] | None = None
-        self._beside = Beside()
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -201,10 +199,7 @@ class Shards:
         if tensor.name != name:
             raise ValueError(f"{name} is written where {tensor.name} was planned")
         file = self._file(number)
-        written = 0
-        for block in blocks:
-            self._beside.run(partial(_write, file, block))
-            written += memoryview(block).nbytes
+        written = sum(file.write(block) for block in blocks)
         if written != tensor.nbytes:
             raise ValueError(f"{written} bytes of {name} are written where {tensor.nbytes} were planned")
 
@@ -213,14 +208,7 @@ class Shards:
         self.write(stored.name, stored.blocks())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            if error is None:
-                self._close()
-                self._beside.wait()
-        finally:
-            self._beside.stop()
-            if self._open is not None:
-                self._open[1].close()
+        self._close()
         if error is None and self._waiting:
             raise ValueError(f"{len(self._waiting)} planned tensors are not written")
         if error is None and len(self._groups) > 1:
@@ -232,32 +220,21 @@ class Shards:
         if self._open is None or self._open[0] != number:
             self._close()
             # One that is not buffered: blocks are large, and would be copied once more.
-            file = (self._folder / self._name(number)).open("wb", buffering=0)
+            file = self._stack.enter_context((self._folder / self._name(number)).open("wb", buffering=0))
+            file.write(_header(self._groups[number]))
             self._open = number, file
-            self._beside.run(partial(_write, file, _header(self._groups[number])))
         return self._open[1]
 
     def _close(self) -> None:
         if self._open is not None:
-            self._beside.run(partial(_finish, self._open[1]))
+            os.fsync(self._open[1].fileno())
         self._open = None
+        self._stack.close()
 
     def _name(self, number: int) -> str:
         if len(self._groups) == 1:
             return "model.safetensors"
         return f"model-{number + 1:05d}-of-{len(self._groups):05d}.safetensors"
-
-
-def _write(file: IO[bytes], block: memoryview | bytes) -> None:
-    left = memoryview(block).cast("B")
-    while left:
-        left = left[file.write(left) :]
-
-
-def _finish(file: IO[bytes]) -> None:
-    """Closes a file whose bytes are on the disk by then."""
-    with file:
-        os.fsync(file.fileno())
 
 
 def _groups(planned: Sequence[Header], most: int) -> list[list[Header]]:
