@@ -139,6 +139,26 @@ def pico_config(family: str):
     raise ValueError(family)
 
 
+def sft_trainer(kind, model, collate, folder: Path, tokenizer: Path):
+    """A trainer of a ``kind`` of SFTTrainer on the processor, given what ftkit.train gives it."""
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+    from trl.trainer.sft_config import SFTConfig
+
+    arguments = SFTConfig(
+        output_dir=str(folder), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=True, bf16=False,
+        report_to=[], remove_unused_columns=False, activation_checkpointing=False, disable_tqdm=True, save_strategy="no",
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    return kind(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"position": range(2)}),
+        data_collator=collate,
+        processing_class=PreTrainedTokenizerFast.from_pretrained(tokenizer),
+    )
+
+
 FAMILIES = ("bert", "roberta", "deberta", "modernbert", "llama", "qwen2", "gpt2")
 
 

@@ -1,19 +1,19 @@
 """Next tokens: scores are those of a plain loop, and what is packed into one window is as if each stood alone."""
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from ftkit.errors import TrainingFailed
 from ftkit.tasks.language import Collate, keeps_apart, score, sharing
 from ftkit.tasks.tokens import Tokens
 from ftkit.tasks.windows import IGNORED, Layout, Pieces, Windows
-from tests.conftest import pico_config
+from ftkit.train_loss import next_token_trainer
+from tests.conftest import pico_config, sft_trainer
 
 CAUSAL = ("llama", "qwen2", "gpt2")
 PAD, START, END = 0, 2, 3
@@ -246,24 +246,6 @@ def packed(lengths, max_length=64) -> Windows:
     return Windows(Pieces(tokens, Layout(max_length, START, END)), packed=True)
 
 
-def sft_trainer(model, collate: Collate, folder: Path):
-    """TRL's trainer as ftkit.train makes it; its ``compute_loss`` is what a training step calls."""
-    from datasets import Dataset
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    arguments = SFTConfig(
-        output_dir=str(folder), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=True, bf16=False,
-        report_to=[], remove_unused_columns=False, activation_checkpointing=False, disable_tqdm=True, save_strategy="no",
-        dataloader_pin_memory=False,
-    )  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    dataset = Dataset.from_dict({"position": range(2)})
-    return SFTTrainer(
-        model=model, args=arguments, train_dataset=dataset, data_collator=collate, processing_class=tokenizer
-    )
-
-
 class TestPacking:
     """Several windows of unlike length in one batch, so that packed rows, padding and single documents meet."""
 
@@ -320,12 +302,12 @@ class TestPacking:
                 torch.testing.assert_close(together[number, : len(alone)], alone, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("family", CAUSAL)
-    def test_trl_computes_the_sum_of_the_losses_that_the_documents_have_alone(self, family, tmp_path, tokenizer_folder):
-        for file in tokenizer_folder.iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
+    def test_training_computes_the_sum_of_the_losses_that_the_documents_have_alone(
+        self, family, tmp_path, tokenizer_folder
+    ):
         model = pico_model(family)
         alone = score(model, [ids for _, _, ids in self.members()], pad_token_id=PAD).nll.sum()
-        trainer = sft_trainer(model, self.collate, tmp_path)
+        trainer = sft_trainer(next_token_trainer(), model, self.collate, tmp_path, tokenizer_folder)
         trained = trainer.model.eval()  # no dropout
         batch = self.collate([self.windows[row] for row in range(len(self.windows))])
         count = (batch["labels"] != IGNORED).sum()

@@ -6,18 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as t
-from datasets import Dataset
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl.trainer.sft_config import SFTConfig
+from transformers import AutoModelForCausalLM
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ftkit import train_loss
 from ftkit.tasks.language import Collate
 from ftkit.tasks.windows import IGNORED
 from ftkit.train_loss import next_token_trainer, summed_nll
-from tests.conftest import pico_config
+from tests.conftest import pico_config, sft_trainer
 
 VOCAB = 77  # no width of the model, so that a product with the vocabulary is known by its shape
 PAD = 0
@@ -49,19 +47,8 @@ def model_of(family: str):
 
 
 def trainer_of(kind, family: str, folder: Path, tokenizer: Path):
-    """A trainer as ftkit.train makes it; its model is on the processor and drops nothing out."""
-    arguments = SFTConfig(
-        output_dir=str(folder), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=True, bf16=False,
-        report_to=[], remove_unused_columns=False, activation_checkpointing=False, disable_tqdm=True, save_strategy="no",
-        dataloader_pin_memory=False,
-    )  # fmt: skip
-    made = kind(
-        model=model_of(family),
-        args=arguments,
-        train_dataset=Dataset.from_dict({"position": range(2)}),
-        data_collator=Collate(PAD, None),
-        processing_class=PreTrainedTokenizerFast.from_pretrained(tokenizer),
-    )
+    """A trainer whose model drops nothing out."""
+    made = sft_trainer(kind, model_of(family), Collate(PAD, None), folder, tokenizer)
     made.model.eval()
     made.current_gradient_accumulation_steps = 1  # set when it trains
     return made
