@@ -25,6 +25,7 @@ from ftkit.tasks.templates import save_chat
 from ftkit.train import Job, train
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -45,9 +46,9 @@ def train_run(
     Goes on from the last checkpoint in the folder. The rows are those of the plan whatever the seed. Raises as
     ``train.train`` does.
     """
-    adapter = plan.adapter
+    adapter, dtype = plan.adapter, training_dtype(plan.recipe.train.precision, machine, plan.width)
     rows, lengths, collate, loss = (
-        _answered(plan, reader, machine) if isinstance(reader, WordsReader) else _labelled(plan, reader)
+        _answered(plan, reader, dtype) if isinstance(reader, WordsReader) else _labelled(plan, reader)
     )
 
     def build() -> PreTrainedModel:
@@ -68,7 +69,7 @@ def train_run(
         best_by=plan.best_by,
         lowest=plan.lowest,
         section=plan.recipe.train,
-        dtype=training_dtype(plan.recipe.train.precision, machine, plan.width),
+        dtype=dtype,
         tokenizer=reader.tokenizer,
         lr_ratio=adapter.lr_ratio,
         tokens_at_once=TRAINED_AT_ONCE.get(machine.device) if isinstance(reader, WordsReader) else None,
@@ -100,11 +101,10 @@ def _labelled(plan: LabelledPlan, reader: Reader) -> _Rows:
     return _Rows(rows, [len(row) for row in ids], lambda _: collate, loss)
 
 
-def _answered(plan: LabelledPlan, reader: WordsReader, machine: Machine) -> _Rows:
+def _answered(plan: LabelledPlan, reader: WordsReader, dtype: torch.dtype) -> _Rows:
     """Texts in their prompts with the words for their labels, which alone are learned."""
     windows = AnswerWindows(answers_of(plan, reader), packed=False, max_length=plan.max_length)
     alone = language.Collate(reader.chat.pad_token_id, reader.limit)
-    dtype = training_dtype(plan.recipe.train.precision, machine, plan.width)
     return _Rows(
         windows, windows.lengths, lambda model: language.sharing(alone, model, windows, windows.lengths, dtype), None
     )
