@@ -2,14 +2,67 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ftkit.errors import NotProved, Problem
 from ftkit.files import read_json, sha256_files, write_json, writing_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+class Checkpoints:
+    """Of one training: the best weights so far, and ``product``, the folder that they become in the end.
+
+    ``lowest``: whether less is better. ``converted``: PiSSA, saved as the plain LoRA of twice the rank. ``best`` holds
+    the step, value and SHA-256 of the best weights; it is empty until a validation.
+    """
+
+    def __init__(self, folder: Path, product: Path, *, lowest: bool, converted: bool) -> None:
+        self.folder, self.product = folder, product
+        self.lowest = lowest
+        self.initial = folder / "initial" if converted else None
+        self.best: dict[str, Any] = {}
+        self._weights, self._note = folder / "best", folder / "best.json"
+
+    def resume(self) -> Path | None:
+        """The checkpoint to go on from; None to begin anew, with nothing left of what was begun."""
+        found = last(self.folder)
+        if found is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.product, ignore_errors=True)
+        elif self.product.exists():  # killed at the end, before the training was noted as done
+            self.product.replace(self._weights)
+        if self._note.exists():
+            noted = read_json(self._note)
+            # A later step comes again: what it was worth was lost with its checkpoint.
+            self.best = noted if noted["step"] <= step_of(found) else {}
+        return found
+
+    def keep_best(self, model: PreTrainedModel, step: int, value: float) -> bool:
+        """Keeps the model where it is the best so far; returns whether it is."""
+        before = self.best.get("value")
+        better: bool = before is None or (value < before if self.lowest else value > before)
+        if better:
+            save(model, self._weights, initial=self.initial)
+            self.best = {"step": step, "value": value, "sha256": weights_sha256(self._weights)}
+            write_json(self._note, self.best)
+        return better
+
+    def deliver(self, model: PreTrainedModel) -> None:
+        """Puts the best weights, or where none was ever validated those of ``model``, into ``product``.
+
+        Raises NotProved where they are not those that were validated.
+        """
+        if not self._weights.exists():
+            save(model, self._weights, initial=self.initial)
+        if self.best and self.best["sha256"] != weights_sha256(self._weights):
+            fix = "Its weights are not those that were scored. Train again."
+            raise NotProved("the best checkpoint was changed on disk", [Problem("", str(self._weights), fix)])
+        self._weights.replace(self.product)
 
 
 # Of embeddings that have grown the new rows are saved with the adapter. PEFT would add the whole matrices to them.
@@ -52,7 +105,12 @@ def _save_adapter(model: PeftModel, folder: Path, initial: Path | None) -> None:
     if initial is None:
         model.save_pretrained(folder, **_ALONE)
     else:
-        model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial), **_ALONE)
+        import torch
+
+        # PEFT loads the initial adapter into a new one that it first fills with random numbers: the training that goes
+        # on must not draw others for it.
+        with torch.random.fork_rng():
+            model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial), **_ALONE)
         _add_head(model, folder / "adapter_model.safetensors")
     file = folder / "adapter_config.json"
     write_json(file, {**read_json(file), "base_model_name_or_path": model.get_base_model().name_or_path})

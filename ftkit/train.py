@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit import checkpoints, train_arguments
+from ftkit.checkpoints import Checkpoints
 from ftkit.console import Console
 from ftkit.data.lengths import percentile
-from ftkit.errors import Interrupted, NotFinite, NotProved, Problem, TrainingFailed
+from ftkit.errors import Interrupted, NotFinite, Problem, TrainingFailed
 from ftkit.files import write_json, write_jsonl
 from ftkit.interruption import after_the_step
 from ftkit.models.hardware import Machine, peak_gpu_mb, peak_rss_mb
 from ftkit.models.quantise import is_quantised
-from ftkit.records import TrainSummary
+from ftkit.records import TrainSummary, as_json
 from ftkit.rundir import RunDir, read_log
 from ftkit.tasks.batches import Encoded, Rows, TrainingRows
 from ftkit.tasks.section import Train
@@ -50,7 +51,7 @@ class Job:
     ``collate``: from the model to what makes a batch of rows. ``loss``: None for TRL's own, on next tokens. ``best_by``
     names the figure of ``validate`` by which the exported checkpoint is chosen, ``lowest`` whether less is better.
     ``dtype``: the number format of the training. ``tokens_at_once``: what a micro-batch may hold, padding included;
-    None for a whole batch.
+    None for a whole batch. ``complete`` adds to what was trained all that it cannot be used without.
     """
 
     build: Callable[[], PreTrainedModel]
@@ -70,19 +71,23 @@ class Job:
     lr_ratio: float | None
     tokens_at_once: int | None
     converted: bool  # PiSSA: saved as the plain LoRA of twice the rank that it is equal to
+    complete: Callable[[Path], None]
 
 
-def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Console, resume: bool) -> TrainSummary:
-    """Trains, and leaves the best checkpoint in the run's ``adapter/``, or ``model/`` where no adapter is trained.
+def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Console) -> None:
+    """Trains, and leaves the best checkpoint in the run's ``adapter/``, or ``model/`` from scratch, and train.json.
 
-    Where memory runs out the micro-batch is halved and the effective batch kept; then activations are computed twice.
+    Goes on from the last checkpoint in the run's folder. Where memory runs out the micro-batch is halved and the
+    effective batch kept; then activations are computed twice.
     Raises TrainingFailed for a loss that is not finite and when a single row does not fit, Interrupted after a signal,
-    with a checkpoint saved.
+    with a checkpoint saved or the training at its end.
     """
+    run.folder.mkdir(parents=True, exist_ok=True)
     micro, recomputing = _micro_batch(job), job.section.checkpointing == "always"
     while True:
         try:
-            return _Training(job, run, seed, machine, console, micro, recomputing=recomputing).go(resume=resume)
+            _Training(job, run, seed, machine, console, micro, recomputing=recomputing).go()
+            return
         except Exception as error:
             if not _out_of_memory(error):
                 raise
@@ -97,7 +102,6 @@ def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Consol
         else:
             recomputing = True
             console.warn("memory ran out with one row at a time; activations are computed twice from here on")
-        resume = False
         run.forget_checkpoints()
         gc.collect()
         _empty_gpu_cache()
@@ -128,24 +132,21 @@ class _Training:
     ) -> None:
         self.job, self.run, self.seed, self.machine, self.console = job, run, seed, machine, console
         self.micro, self.recomputing = micro, recomputing
-        self.best = run.checkpoints / "best"
-        self.initial = run.checkpoints / "initial"
+        product = run.adapter if job.adapted else run.model
+        self.kept = Checkpoints(run.checkpoints, product, lowest=job.lowest, converted=job.converted)
         self.best_by = job.best_by
         self.ordered = TrainingRows(job.rows, job.lengths, job.section.batch_size, seed, mixed=job.mixed)
         self.epoch_steps = math.ceil(len(job.rows) / job.section.batch_size)
         self.steps = math.ceil(self.epoch_steps * job.section.epochs)
         self.scored: PreTrainedModel | None = None
-        self.best_note: dict[str, Any] = {}
         self.stopped_early = False
         self.validation_seconds = self.checkpoint_seconds = self.seconds = 0.0
 
-    def go(self, *, resume: bool) -> TrainSummary:
+    def go(self) -> None:
         import torch
         from transformers import set_seed
 
-        checkpoint = checkpoints.last(self.run.checkpoints) if resume else None
-        if checkpoint is None:
-            self.run.forget_checkpoints()
+        checkpoint = self.kept.resume()
         self._keep_log_up_to(checkpoints.step_of(checkpoint))
         model = self.job.build()
         self.scored = self._to_score(model)
@@ -157,8 +158,8 @@ class _Training:
             )
         if self.job.adapted:
             checkpoints.forget_base(model)
-        if self.job.converted:
-            checkpoints.save_start(model, self.initial)
+        if self.kept.initial is not None:
+            checkpoints.save_start(model, self.kept.initial)
         set_seed(self.seed)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -173,9 +174,12 @@ class _Training:
                 result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except NotFinite as error:
                 raise self.located(error, trainer.state.global_step + 1) from None
-        if interruption.requested and trainer.state.global_step < self.steps:
-            raise Interrupted(f"stopped at step {trainer.state.global_step} of {self.steps}; a checkpoint is saved")
-        return self._finish(trainer, result.training_loss)
+            ended = self.stopped_early or trainer.state.global_step == self.steps
+            if ended:
+                self._finish(trainer, result.training_loss)
+        if interruption.requested:
+            kept = "the training is done, and kept" if ended else "a checkpoint is saved"
+            raise Interrupted(f"stopped at step {trainer.state.global_step} of {self.steps}; {kept}")
 
     def located(self, error: TrainingFailed, step: int) -> TrainingFailed:
         """The error with the step and the rows at which it came, which are written to failed_batch.jsonl."""
@@ -280,21 +284,13 @@ class _Training:
             return None
         started = time.perf_counter()
         figures = self.job.validate(self.scored)
-        best_file = self.run.checkpoints / "best.json"
-        if not self.best_note and best_file.exists():
-            self.best_note = json.loads(best_file.read_text(encoding="utf-8"))
         value = figures.get(self.job.best_by)
         if value is None:
             fix = (
                 f"{self.job.best_by} is undefined on the validation rows. Write another figure, or a larger data.valid."
             )
             raise TrainingFailed("no checkpoint can be chosen", [Problem("", "train.best_by", fix)])
-        before = self.best_note.get("value")
-        better = before is None or (value < before if self.job.lowest else value > before)
-        if better:
-            self.save(model, self.best)
-            self.best_note = {"step": step, "value": value, "sha256": checkpoints.weights_sha256(self.best)}
-            write_json(best_file, self.best_note)
+        better = self.kept.keep_best(model, step, value)
         self.validation_seconds += time.perf_counter() - started
         return {"step": step, "epoch": epoch, "valid": figures, "best": better}
 
@@ -307,24 +303,18 @@ class _Training:
         self.stopped_early = len(validations) > patience and not any(validations[-patience:])
         return self.stopped_early
 
-    def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """Writes the adapter as plain PEFT, or the whole model."""
-        checkpoints.save(model, folder, initial=self.initial if self.job.converted else None)
-
     def _keep_log_up_to(self, step: int) -> None:
         rows = [row for row in read_log(self.run.train_log) if int(str(row["step"])) <= step]
         self.run.train_log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         self.seconds = max((float(str(row["seconds"])) for row in rows if "seconds" in row), default=0.0)
 
-    def _finish(self, trainer: Trainer, loss: float) -> TrainSummary:
-        model = trainer.model
-        if not self.best.exists():
-            self.save(model, self.best)
-        noted = self.best_note.get("sha256")
-        if noted is not None and noted != checkpoints.weights_sha256(self.best):
-            fix = "Its weights are not those that were scored. Train again."
-            raise NotProved("the best checkpoint was changed on disk", [Problem("", str(self.best), fix)])
-        self.best.replace(self.run.adapter if self.job.adapted else self.run.model)
+    def _finish(self, trainer: Trainer, loss: float) -> None:
+        self.kept.deliver(trainer.model)
+        self.job.complete(self.kept.product)
+        write_json(self.run.train, as_json(self._summary(trainer, loss)))
+
+    def _summary(self, trainer: Trainer, loss: float) -> TrainSummary:
+        model, best = trainer.model, self.kept.best
         losses = [float(str(row["loss"])) for row in read_log(self.run.train_log) if "loss" in row]
         epochs = trainer.state.epoch or 0.0
         tokens = round(sum(self.job.lengths) * epochs)
@@ -349,10 +339,10 @@ class _Training:
             trainable_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
             total_parameters=sum(weight.numel() for weight in model.parameters()),
             micro_batch_size=self.micro,
-            best_step=self.best_note.get("step"),
-            best_metric=self.job.best_by if self.best_note else None,
-            best_value=self.best_note.get("value"),
-            best_sha256=checkpoints.weights_sha256(self.run.adapter if self.job.adapted else self.run.model),
+            best_step=best.get("step"),
+            best_metric=self.job.best_by if best else None,
+            best_value=best.get("value"),
+            best_sha256=checkpoints.weights_sha256(self.kept.product),
             stopped_early=self.stopped_early,
             loss_moved=moved,
         )

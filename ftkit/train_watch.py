@@ -48,7 +48,6 @@ def watcher(training: Training, interruption: Interruption, advance: Callable[..
         started = saved = asked = 0.0
         paused = 0.0
         before = training.seconds
-        stopped = False
         status = ""  # of the step before: the Trainer logs a step after it has ended
 
         def _elapsed(self) -> float:
@@ -65,7 +64,7 @@ def watcher(training: Training, interruption: Interruption, advance: Callable[..
             advance(1, self.status)
             self.asked = time.perf_counter()
             if interruption.requested and state.global_step < state.max_steps:
-                control.should_save = control.should_training_stop = self.stopped = True
+                control.should_save = control.should_training_stop = True
             elif self.asked - self.saved > _SECONDS_BETWEEN_CHECKPOINTS:
                 control.should_save = True
 
@@ -82,21 +81,23 @@ def watcher(training: Training, interruption: Interruption, advance: Callable[..
             row |= {name: logs[name] for name in ("loss", "learning_rate", "grad_norm")}
             _append(log, {**row, "seconds": round(training.seconds, 3)})
             self.status = f"loss {logs['loss']:.3f}"
-            if state.global_step in marks and not self.stopped:
+            # Also of a training that stops here: the one that goes on from here must know what this step was worth.
+            if state.global_step in marks:
                 self._validate(state, control, model)
 
         def _validate(self, state: Any, control: Any, model: Any) -> None:
-            before = time.perf_counter()
+            before, ended = time.perf_counter(), state.global_step == state.max_steps
             row = training.validate(model, state.global_step, round(state.epoch, 4))
             if row:
                 _append(log, row)
                 training.console.note(_said(row, training.best_by))
                 if training.out_of_patience():
                     training.console.note("no better for as long as train.patience allows: training ends here")
-                    control.should_training_stop = True
+                    ended = True
             self.asked = time.perf_counter()
             self.paused += self.asked - before
-            control.should_save = state.global_step < state.max_steps and not control.should_training_stop
+            control.should_save = not ended
+            control.should_training_stop = ended or interruption.requested
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.saved = time.perf_counter()

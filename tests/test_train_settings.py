@@ -2,118 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftkit import train_arguments
 from ftkit.console import Console
 from ftkit.errors import TrainingFailed
 from ftkit.models.adapters import Lora
-from ftkit.models.base import inference_mode, load_language_model, with_new_adapter, with_saved_adapter
-from ftkit.models.hardware import Machine, training_dtype
+from ftkit.models.base import with_saved_adapter
+from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles
-from ftkit.rundir import RunDir, read_log
-from ftkit.tasks.language import Collate, score
 from ftkit.tasks.section import Train
-from ftkit.train import Job, train
-from tests.conftest import pico_config
-
-CPU = Machine("a processor", 2, 2, 8.0, None, None, bfloat16=False)
-QUIET = Console(quiet=True, results=False)
-ROWS = [[2, *(4 + (start + step * place) % 60 for place in range(12)), 3] for start in range(8) for step in (1, 7)]
-QUICK = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "warmup": 0.0, "precision": "float32", "seed": 3}
+from tests.trainings import CPU, QUICK, load, loss_of, losses, make_base, quiet, run, same, weights
 
 
 @pytest.fixture(autouse=True)
-def _library_warnings():
-    """The command line silences the libraries' warnings during a run; so do the trainings here. One thread is faster."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def _quiet():
+    with quiet():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def base(tokenizer_folder, tmp_path_factory) -> BaseFiles:
-    folder = tmp_path_factory.mktemp("llama")
-    config = pico_config("llama")
-    config.num_hidden_layers = 1
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
-    return BaseFiles("pico", "folder", folder, None)
-
-
-def load(base: BaseFiles, *, vocab: int | None = None, quantize: bool = False, seed: int = 3):
-    return load_language_model(
-        base, "causal", pad_token_id=0, dtype=torch.float32, seed=seed, vocab=vocab, quantize=quantize,
-        compute=torch.bfloat16,
-    )  # fmt: skip
-
-
-def loss_of(model) -> dict[str, float]:
-    inference_mode(model)
-    found = score(model, ROWS[:4], pad_token_id=0)
-    return {"loss": float(found.nll.sum() / (4 * 13))}
-
-
-def run(base, folder: Path, *, adapter=None, vocab=None, console=QUIET, machine=CPU, watch=None, resume=False, **keys):
-    """Trains, and returns the log and the adapter's folder. ``watch``: is given the model before it is trained."""
-    adapter = adapter or Lora(r=4, alpha=8)
-
-    def build():
-        loaded = load(base, vocab=vocab, quantize=adapter.quantize is not None)
-        loaded.model.to(machine.device)
-        model = with_new_adapter(loaded, adapter)
-        if watch:
-            watch(model)
-        return model
-
-    job = Job(
-        build=build,
-        adapted=True,
-        rows=[{"input_ids": row, "labels": row, "position_ids": [*range(len(row))]} for row in ROWS],
-        lengths=[len(row) for row in ROWS],
-        places=lambda row: f"line {row + 1}",
-        mixed=False,
-        collate=lambda _: Collate(0, None),
-        loss=None,
-        validate=loss_of,
-        best_by="loss",
-        lowest=True,
-        section=Train(**QUICK | keys),
-        dtype=training_dtype(keys.get("precision", "float32"), machine, None),
-        tokenizer=AutoTokenizer.from_pretrained(base.folder),
-        lr_ratio=adapter.lr_ratio,
-        tokens_at_once=None,
-        converted=False,
-    )
-    directory = RunDir(folder)
-    folder.mkdir(exist_ok=True)
-    train(job, directory, seed=3, machine=machine, console=console, resume=resume)
-    return read_log(directory.train_log), directory.adapter
-
-
-def losses(log) -> list[float]:
-    return [row["loss"] for row in log if "loss" in row]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def same(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return make_base(tmp_path_factory.mktemp("llama"), tokenizer_folder)
 
 
 @pytest.fixture(scope="module")
@@ -259,23 +174,6 @@ def test_the_adapter_of_a_quantised_base_is_trained_in_float32_and_scores_from_d
     best = [row["valid"]["loss"] for row in log if row.get("best")][-1]
     again = with_saved_adapter(load(base, vocab=67, quantize=True, seed=4).model, folder)
     assert loss_of(again)["loss"] == pytest.approx(best, abs=1e-5)
-
-
-def test_a_training_with_new_tokens_goes_on_from_its_checkpoint(base, tmp_path):
-    """The Trainer's own checkpoints hold the adapter and its new rows, not the embeddings."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Setting `save_embedding_layers`")
-        _, folder = run(base, tmp_path, vocab=67)
-    whole = weights(folder)
-    (checkpoint,) = (tmp_path / "checkpoints").glob("checkpoint-*")
-    assert set(weights(checkpoint)) == set(whole)
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base.folder)
-    folder.rename(tmp_path / "first")
-    (tmp_path / "checkpoints" / "best.json").unlink()
-    log, folder = run(base, tmp_path, vocab=67, resume=True)
-    assert [row["step"] for row in log if "loss" in row] == list(range(1, 9))
-    for name, weight in weights(folder).items():
-        torch.testing.assert_close(weight, whole[name], atol=1e-5, rtol=0)
 
 
 def test_a_quantised_base_on_a_gpu_has_the_paged_optimiser():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftkit.classify.evaluate import validator
@@ -15,7 +16,7 @@ from ftkit.models.base import with_new_adapter
 from ftkit.models.fingerprint import write_fingerprint
 from ftkit.models.hardware import Machine, training_dtype
 from ftkit.plan.labelled import LabelledPlan
-from ftkit.records import Decision, TrainSummary, as_json
+from ftkit.records import Decision
 from ftkit.rundir import RunDir
 from ftkit.tasks import classify, language
 from ftkit.tasks.answers import Answers, AnswerWindows
@@ -40,7 +41,7 @@ class _Rows(NamedTuple):
 
 def train_run(
     plan: LabelledPlan, reader: Reader, folder: RunDir, *, seed: int, machine: Machine, console: Console
-) -> TrainSummary:
+) -> None:
     """Trains with ``seed`` and leaves ``adapter/`` (with tokenizer and labels.json) and train.json in the folder.
 
     Goes on from the last checkpoint in the folder. The rows are those of the plan whatever the seed. Raises as
@@ -55,6 +56,14 @@ def train_run(
         base = load_base(plan, reader, seed=seed, quantize=True, machine=machine)
         added = reader.chat.added_ids if isinstance(reader, WordsReader) else ()
         return with_new_adapter(base, adapter, new_tokens=added)
+
+    def complete(trained: Path) -> None:
+        if isinstance(reader, WordsReader):
+            save_chat(reader.chat, plan.files, trained)
+        else:
+            reader.tokenizer.save_pretrained(trained)
+        write_fingerprint(trained, plan.files, adapter)
+        write_json(trained / "labels.json", labels_document(plan, reader))
 
     job = Job(
         build=build,
@@ -74,17 +83,9 @@ def train_run(
         lr_ratio=adapter.lr_ratio,
         tokens_at_once=TRAINED_AT_ONCE.get(machine.device) if isinstance(reader, WordsReader) else None,
         converted=adapter.type == "lora" and adapter.init == "pissa",
+        complete=complete,
     )
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
-    if isinstance(reader, WordsReader):
-        save_chat(reader.chat, plan.files, folder.adapter)
-    else:
-        reader.tokenizer.save_pretrained(folder.adapter)
-    write_fingerprint(folder.adapter, plan.files, adapter)
-    write_json(folder.adapter / "labels.json", labels_document(plan, reader))
-    write_json(folder.train, as_json(summary))
-    return summary
+    train(job, folder, seed=seed, machine=machine, console=console)
 
 
 def _labelled(plan: LabelledPlan, reader: Reader) -> _Rows:

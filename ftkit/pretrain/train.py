@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.console import Console
-from ftkit.files import write_json
 from ftkit.models.base import inference_mode, with_new_adapter
 from ftkit.models.fingerprint import write_fingerprint
 from ftkit.models.hardware import Machine, training_dtype
 from ftkit.plan.text import TextPlan
 from ftkit.pretrain.prepare import Prepared, load_base
-from ftkit.records import as_json
 from ftkit.rundir import RunDir
 from ftkit.tasks import language, masked
 from ftkit.tasks.batches import TRAINED_AT_ONCE
@@ -36,6 +35,11 @@ def train_run(
     def build() -> PreTrainedModel:
         loaded = load_base(plan, seed=seed, quantize=True, machine=machine, tokenizer=prepared.tokenizer)
         return loaded.model if adapter is None else with_new_adapter(loaded, adapter)
+
+    def complete(trained: Path) -> None:
+        prepared.tokenizer.save_pretrained(trained)
+        if plan.files is not None and adapter is not None:
+            write_fingerprint(trained, plan.files, adapter)
 
     hidden, dtype = prepared.masking, training_dtype(plan.recipe.train.precision, machine, plan.width)
 
@@ -63,13 +67,9 @@ def train_run(
         lr_ratio=adapter.lr_ratio if adapter else None,
         tokens_at_once=TRAINED_AT_ONCE.get(machine.device),
         converted=adapter is not None and adapter.type == "lora" and adapter.init == "pissa",
+        complete=complete,
     )
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
-    prepared.tokenizer.save_pretrained(folder.model if adapter is None else folder.adapter)
-    if plan.files is not None and adapter is not None:
-        write_fingerprint(folder.adapter, plan.files, adapter)
-    write_json(folder.train, as_json(summary))
+    train(job, folder, seed=seed, machine=machine, console=console)
 
 
 def validator(prepared: Prepared, side: HeldOut) -> Callable[[PreTrainedModel], dict[str, float]]:

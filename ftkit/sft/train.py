@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftkit.console import Console
 from ftkit.errors import Problem, RecipeError
 from ftkit.evals.section import GENERATED
-from ftkit.files import write_json
 from ftkit.models.base import Loaded, inference_mode, load_adaptable, with_new_adapter
 from ftkit.models.fingerprint import write_fingerprint
 from ftkit.models.hardware import Machine, training_dtype
 from ftkit.plan import common
 from ftkit.plan.chat import AnsweredSide, ChatPlan
-from ftkit.records import as_json
 from ftkit.rundir import RunDir
 from ftkit.sft.exam import Exam
 from ftkit.tasks.answers import AnswerWindows
@@ -67,6 +66,10 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
         loaded = load_base(plan, seed=seed, quantize=True, machine=machine)
         return with_new_adapter(loaded, adapter, new_tokens=plan.chat.added_ids)
 
+    def complete(trained: Path) -> None:
+        save_chat(plan.chat, plan.files, trained)
+        write_fingerprint(trained, plan.files, adapter)
+
     dtype = training_dtype(plan.recipe.train.precision, machine, plan.width)
     windows = AnswerWindows(side.answers, packed=plan.task.packing, max_length=plan.max_length)
     job = Job(
@@ -89,12 +92,9 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
         lr_ratio=adapter.lr_ratio,
         tokens_at_once=TRAINED_AT_ONCE.get(machine.device),
         converted=adapter.type == "lora" and adapter.init == "pissa",
+        complete=complete,
     )
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    summary = train(job, folder, seed=seed, machine=machine, console=console, resume=True)
-    save_chat(plan.chat, plan.files, folder.adapter)
-    write_fingerprint(folder.adapter, plan.files, adapter)
-    write_json(folder.train, as_json(summary))
+    train(job, folder, seed=seed, machine=machine, console=console)
 
 
 def exam_on(plan: ChatPlan, side: AnsweredSide) -> Exam:
