@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -190,9 +189,7 @@ def test_mixed_up_arrays_are_refused(change, message):
         score(**{**rows, **change})
 
 
-def test_2000_resamples_of_2000_rows_take_seconds():
+def test_as_many_resamples_as_asked_of_many_rows():
     references = np.random.default_rng(3).integers(5, size=2000)
-    start = time.perf_counter()
     scored = score(references, *model(references, 5, 1.0, 1), resamples=2000)
-    assert len(scored.resampled["roc_auc"]) == 2000
-    assert time.perf_counter() - start < 20
+    assert {len(values) for values in scored.resampled.values()} == {2000}

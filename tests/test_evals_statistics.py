@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from math import comb
 
 import numpy as np
@@ -114,8 +113,5 @@ def test_pairing_narrows_the_interval_of_a_difference():
     assert width["paired"] < 0.6 * width["unpaired"]
 
 
-def test_the_default_draws_of_2000_rows_take_no_time():
-    start = time.perf_counter()
-    total = sum(len(chunk) for chunk in statistics.draws(2000, seed=0))
-    assert total == statistics.RESAMPLES
-    assert time.perf_counter() - start < 5
+def test_the_default_draws_are_as_many_as_are_promised():
+    assert sum(len(chunk) for chunk in statistics.draws(2000, seed=0)) == statistics.RESAMPLES
