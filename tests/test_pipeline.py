@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from ftkit.errors import GateNotMet, MachineError, NotProved, RecipeError, Train
 from ftkit.pipeline import Request, run
 from ftkit.recipe.presets import shipped
 from tests.conftest import sentences, write_csv
+from tests.trainings import stopped_midway
 
 QUIET = Console(quiet=True, results=False)
 
@@ -178,15 +176,7 @@ def test_a_stopped_run_goes_on_to_the_losses_of_an_undisturbed_one(recipe, tmp_p
     """SIGTERM in the middle of training: exit 130, a checkpoint, and the same loss at every step afterwards."""
     path = recipe(train="{epochs: 15, batch_size: 8, learning_rate: 1e-3}", merge="false")
     undisturbed = run(Request(path, out=tmp_path / "whole"), QUIET).folder
-    command = [sys.executable, "-m", "ftkit", "run", str(path), "--out", str(tmp_path / "cut")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    log = tmp_path / "cut" / "train.jsonl"
-    while process.poll() is None and (not log.exists() or log.read_text().count("grad_norm") < 10):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 130, errors
+    errors = stopped_midway(path, tmp_path / "cut")
     assert "--resume" in errors
     assert len(logged(tmp_path / "cut", "loss")) < 180
     resumed = run(Request(path, out=tmp_path / "cut", resume=True), QUIET).folder

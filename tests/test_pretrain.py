@@ -6,11 +6,9 @@ import json
 import math
 import os
 import random
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +22,7 @@ from ftkit.errors import GateNotMet, NotProved, RecipeError, TrainingFailed
 from ftkit.models.scratch import Scratch, build
 from ftkit.models.train_tokenizer import train_tokenizer
 from ftkit.pipeline import Request, run
+from tests.trainings import stopped_midway
 
 QUIET = Console(quiet=True, results=False)
 ANIMALS = ["cat", "dog", "hen", "fox", "owl", "cow", "rat", "bee"]
@@ -288,15 +287,7 @@ def test_a_gate_that_does_not_hold_merges_nothing(recipe, tmp_path):
 def test_a_stopped_run_goes_on_to_the_losses_of_an_undisturbed_one(recipe, tmp_path):
     path = recipe(train="{epochs: 12, batch_size: 4, learning_rate: 1e-3, max_length: 64}", merge="false")
     undisturbed = run(Request(path, out=tmp_path / "whole"), QUIET).folder
-    command = [sys.executable, "-m", "ftkit", "run", str(path), "--out", str(tmp_path / "cut")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    log = tmp_path / "cut" / "train.jsonl"
-    while process.poll() is None and (not log.exists() or log.read_text().count("grad_norm") < 10):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 130, errors
+    stopped_midway(path, tmp_path / "cut")
     resumed = run(Request(path, out=tmp_path / "cut", resume=True), QUIET).folder
     losses = [
         [line["loss"] for line in lines(folder, "train.jsonl") if "loss" in line] for folder in (undisturbed, resumed)

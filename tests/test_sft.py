@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,6 +28,7 @@ from tests.conversations import (
     write_recipe,
     write_rows,
 )
+from tests.trainings import stopped_midway
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IGNORED = -100
@@ -452,15 +448,7 @@ def test_a_stopped_run_goes_on_to_the_figures_of_an_undisturbed_one(decoder, tmp
         **QUICK,
     )
     undisturbed = carried_out(path, tmp_path / "whole")
-    command = [sys.executable, "-m", "ftkit", "run", str(path), "--out", str(tmp_path / "cut")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    log = tmp_path / "cut" / "train.jsonl"
-    while process.poll() is None and (not log.exists() or log.read_text().count("grad_norm") < 10):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 130, errors
+    stopped_midway(path, tmp_path / "cut")
     resumed = carried_out(path, tmp_path / "cut", resume=True)
     np.testing.assert_allclose(losses(resumed), losses(undisturbed), atol=1e-4)
     nll = [[row["nll"] for row in lines(folder, "predictions.jsonl")] for folder in (resumed, undisturbed)]
