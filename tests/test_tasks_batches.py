@@ -113,6 +113,14 @@ def test_a_scoring_batch_has_as_many_padded_tokens_as_suit_the_device():
     assert list(batches([], [], "cpu")) == []
 
 
+def test_a_batch_holds_no_more_logits_than_memory_has_room_for():
+    """16,384 tokens of a vocabulary of 152,000 would be 10 GB in float32, on a GPU of 8."""
+    lengths = [100] * 400
+    sizes = {size: max(map(len, batches(range(400), lengths, "cuda", vocabulary=size))) for size in (8192, 151_936)}
+    assert sizes == {8192: 163, 151_936: 8}
+    assert list(batches(range(2), [2000, 2000], "cpu", vocabulary=151_936)) == [[0], [1]]
+
+
 def test_chunks_are_read_as_they_are_needed():
     def source():
         yield from range(5)

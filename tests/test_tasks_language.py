@@ -90,6 +90,15 @@ class TestScore:
             np.testing.assert_allclose(logits, plain_nll(model, rows[row])[2][place], atol=1e-4)
             assert logits.argmax() == found.best[row][place]
 
+    def test_how_many_logits_are_taken_at_a_time_changes_nothing(self, model, monkeypatch):
+        rows = rows_of([30, 4, 12, 2])
+        whole = score(model, rows, pad_token_id=PAD)
+        monkeypatch.setattr("ftkit.tasks.language._FLOAT_LOGITS", 3 * 64)
+        cut = score(model, rows, pad_token_id=PAD)
+        np.testing.assert_array_equal(cut.nll, whole.nll)
+        assert [own.tolist() for own in cut.best] == [own.tolist() for own in whole.best]
+        assert [own.tolist() for own in cut.margins] == [own.tolist() for own in whole.margins]
+
     def test_it_tells_how_many_are_done(self, model):
         told: list[int] = []
         score(model, rows_of([60] * 70), pad_token_id=PAD, advance=told.append)
@@ -113,6 +122,7 @@ class Whole(torch.nn.Module):
 
     def __init__(self, model) -> None:
         super().__init__()
+        self.config = model.config
         self.inner, self.dtype, self.device = model, model.dtype, model.device
 
     def forward(self, input_ids, use_cache):

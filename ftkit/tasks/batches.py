@@ -19,6 +19,8 @@ _POOL = 50  # batches whose rows are sorted together
 # Padded tokens in one scoring batch. On a processor more would leave its cache: 872 rows of SST-2 took 2.8 s at 2,048
 # and 3.6 s at 8,192 (2 cores, 2026-11-25); a GPU wants more work at once.
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
+# Logits in one scoring batch, which with a large vocabulary are most of the memory: 800 tokens of Qwen's 152,000.
+_LOGITS_AT_ONCE = 2**27
 # Tokens of one micro-batch of a language model's training, for the same reason: tiny-lm made 3,800 tokens a second with
 # 4,096 at once, 4,100 with 2,048 and 3,000 with 1,024, and held 1,866, 1,526 and 1,151 MiB (2 cores, 2026-11-25).
 # A GPU takes whole batches.
@@ -97,12 +99,21 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.
 
 
 def batches(
-    order: Sequence[int], lengths: Sequence[int], device: str, *, at_once: Mapping[str, int] = _TOKENS_AT_ONCE
+    order: Sequence[int],
+    lengths: Sequence[int],
+    device: str,
+    *,
+    at_once: Mapping[str, int] = _TOKENS_AT_ONCE,
+    vocabulary: int = 1,
 ) -> Iterator[list[int]]:
-    """Row numbers that ascend in length, in batches of as many padded tokens as suit the device (``at_once``)."""
+    """Row numbers that ascend in length, in batches of as many padded tokens as suit the device (``at_once``).
+
+    Fewer where each token gets logits over a large ``vocabulary``.
+    """
+    most = min(at_once[device], _LOGITS_AT_ONCE // vocabulary)
     batch: list[int] = []
     for row in order:
-        if batch and lengths[row] * (len(batch) + 1) > at_once[device]:
+        if batch and lengths[row] * (len(batch) + 1) > most:
             yield batch
             batch = []
         batch.append(row)

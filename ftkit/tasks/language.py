@@ -33,6 +33,7 @@ _LINES = 64  # the same for rows in one line, of which there are few a step
 _SHORTEST_WINDOW = 128  # tokens of a window that rows share; attention costs the square of it
 _FEWEST = 2  # tokens of a row that can be packed
 _TRIED = 64  # tokens of each of the two texts on which it is tried whether a model keeps them apart
+_FLOAT_LOGITS = 2**25  # logits that are brought to float32 at a time
 # Share of the largest logit by which a document in a pack may differ from itself alone: rounding, not another's words.
 _APART = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
 
@@ -149,7 +150,6 @@ def score(
     """
     import numpy as np
     import torch
-    from torch.nn import functional
 
     goals = rows if labels is None else labels
     nll: Floats = np.zeros(len(rows))
@@ -160,7 +160,8 @@ def score(
         wanted.setdefault(row, []).append(place)
     kept: dict[tuple[int, int], Any] = {}
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    for batch in batches(order, [len(row) for row in rows], model.device.type):
+    vocabulary = vocabulary_of(model)
+    for batch in batches(order, [len(row) for row in rows], model.device.type, vocabulary=vocabulary):
         width = max(len(rows[row]) for row in batch)
         ids = torch.tensor([[*rows[row], *[pad_token_id] * (width - len(rows[row]))] for row in batch])  # (B, T)
         ahead = torch.tensor([[*goals[row][1:], *[IGNORED] * (width + 1 - len(rows[row]))] for row in batch])  # (B, T)
@@ -170,10 +171,7 @@ def score(
         chosen = ahead != IGNORED
         with torch.inference_mode():
             logits = _logits(model, ids.to(model.device), places)  # (B, P, V)
-            own = logits[chosen].float()  # (scored, V)
-            losses = functional.cross_entropy(own, ahead[chosen], reduction="none").double().cpu().numpy()
-            two = own.topk(2)
-            likeliest, ahead_by = two.indices[:, 0].cpu().numpy(), (two.values[:, 0] - two.values[:, 1]).cpu().numpy()
+            losses, likeliest, ahead_by = scored_logits(logits[chosen], ahead[chosen])
         ends = chosen.sum(1).cumsum(0).tolist()
         for number, row in enumerate(batch):
             within = slice(ends[number - 1] if number else 0, ends[number])
@@ -185,6 +183,26 @@ def score(
     if not np.isfinite(nll).all():
         raise TrainingFailed("the model's scores are not finite", [Problem("", "train", NOT_FINITE)])
     return Scores(nll, best, margins, np.array([kept[position] for position in positions]))
+
+
+def scored_logits(logits: torch.Tensor, goals: torch.Tensor) -> tuple[Floats, Integers, Floats]:
+    """Of logits [N, V]: the nats of the goals [N], the likeliest tokens, and by how much they lead; in float32."""
+    import torch
+    from torch.nn import functional
+
+    step = max(1, _FLOAT_LOGITS // logits.shape[1])
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for part, goal in zip(torch.split(logits, step), torch.split(goals, step), strict=True):
+        own = part.float()
+        nats, two = functional.cross_entropy(own, goal, reduction="none").double(), own.topk(2)
+        found.append((nats, two.indices[:, 0], two.values[:, 0] - two.values[:, 1]))
+    losses, likeliest, ahead_by = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    return losses, likeliest, ahead_by
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """Tokens that the model has logits for."""
+    return int(beneath(model).config.get_text_config().vocab_size)
 
 
 def _places(ahead: torch.Tensor, asked: Sequence[int]) -> list[int]:

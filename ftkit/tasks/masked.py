@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.errors import NotFinite, Problem, TrainingFailed
 from ftkit.tasks.batches import NOT_FINITE, Encoded, batches
-from ftkit.tasks.language import Scores
+from ftkit.tasks.language import Scores, scored_logits, vocabulary_of
 from ftkit.tasks.windows import IGNORED
 
 if TYPE_CHECKING:
@@ -155,7 +155,6 @@ def score(
     """Scores rows of shown ids and labels on the hidden tokens alone; otherwise as ``language.score``."""
     import numpy as np
     import torch
-    from torch.nn import functional
 
     nll: Floats = np.zeros(len(rows))
     best: list[Integers] = [np.empty(0, dtype=np.int64)] * len(rows)
@@ -165,18 +164,16 @@ def score(
         wanted.setdefault(row, []).append(place)
     kept: dict[tuple[int, int], Any] = {}
     lengths = [len(ids) for ids, _ in rows]
-    for batch in batches(sorted(range(len(rows)), key=lengths.__getitem__), lengths, model.device.type):
+    order, vocabulary = sorted(range(len(rows)), key=lengths.__getitem__), vocabulary_of(model)
+    for batch in batches(order, lengths, model.device.type, vocabulary=vocabulary):
         given = _batch([(list(rows[row][0]), list(rows[row][1])) for row in batch], pad_token_id)
         labels = given.pop("labels").to(model.device)
         with torch.inference_mode():
             logits = model(**{name: value.to(model.device) for name, value in given.items()}).logits  # (B, T, V)
         for place, row in enumerate(batch):
             chosen = labels[place] != IGNORED
-            own = logits[place][chosen].float()  # (hidden, V)
-            nll[row] = float(functional.cross_entropy(own, labels[place][chosen], reduction="none").double().sum())
-            two = own.topk(2)
-            best[row] = two.indices[:, 0].cpu().numpy()
-            margins[row] = (two.values[:, 0] - two.values[:, 1]).cpu().numpy()
+            losses, best[row], margins[row] = scored_logits(logits[place][chosen], labels[place][chosen])
+            nll[row] = losses.sum()
             for at in wanted.get(row, ()):
                 kept[row, at] = logits[place, at].float().cpu().numpy()
         if advance:
