@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.errors import NotProved, Problem
 from ftkit.files import read_json, sha256_files, write_json, writing_folder
+from ftkit.models.placement import placement_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,6 +66,9 @@ class Checkpoints:
         self._weights.replace(self.product)
 
 
+# By which a validation loss may differ between training and a load from disk, in nats: PiSSA trains on what is left of
+# the base without its principal part, which bfloat16 rounds otherwise than the base.
+_RELOADED, _RELOADED_ROUNDED = 1e-3, 1e-2
 # Of embeddings that have grown the new rows are saved with the adapter. PEFT would add the whole matrices to them.
 _ALONE = {"save_embedding_layers": False}
 
@@ -114,6 +118,13 @@ def _save_adapter(model: PeftModel, folder: Path, initial: Path | None) -> None:
         _add_head(model, folder / "adapter_model.safetensors")
     file = folder / "adapter_config.json"
     write_json(file, {**read_json(file), "base_model_name_or_path": model.get_base_model().name_or_path})
+
+
+def check_reloaded(model: PreTrainedModel, folder: Path, figure: str, before: float, now: float) -> None:
+    """Raises NotProved where ``model``, loaded from ``folder``, has another validation loss than in training."""
+    if abs(before - now) > (_RELOADED if placement_of(model).dtype == "float32" else _RELOADED_ROUNDED):
+        message = f"its validation {figure} was {before:.5f} in training and is {now:.5f} from disk. Report this."
+        raise NotProved(f"the {folder.name} on disk is not the trained one", [Problem("", str(folder), message)])
 
 
 def weights_sha256(folder: Path) -> str:

@@ -12,10 +12,11 @@ from ftkit.console import Console
 from ftkit.errors import NotProved
 from ftkit.files import sha256_files, write_json, writing_folder
 from ftkit.merging import (
-    MARGIN,
+    EVERY,
     Unquantised,
     against_quantised,
     holds,
+    margin,
     shortfalls,
     stored_dtype,
     tolerance,
@@ -24,6 +25,7 @@ from ftkit.merging import (
 from ftkit.models.adapters import Adapter
 from ftkit.models.hardware import peak_rss_mb
 from ftkit.models.locate import BaseFiles
+from ftkit.models.placement import Placement, placement_of, release
 from ftkit.proof import Afresh, FreshProcess, HeldOutRows
 from ftkit.records import EvalReport, ModelScores, as_json
 from ftkit.rundir import RunDir
@@ -31,8 +33,6 @@ from ftkit.tasks.language import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_EVERY = -1.0  # a margin that every token has
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,15 @@ def merge_language(
     Raises NotProved where the merged model is not shown to be the adapter's; then there is no folder called merged.
     """
     started = time.perf_counter()
-    dtype = stored_dtype(trained.files)
+    dtype, placement = stored_dtype(trained.files), placement_of(trained.chosen.model)
     with writing_folder(run.merged) as folder:
         how = write_merged(trained.chosen, run.adapter, trained.files, trained.tokenizer, folder)
         seconds = time.perf_counter() - started
-        console.note("a fresh process scores the merged model from disk")
-        found = process.language(folder, rows, trust_remote_code=trained.trust_remote_code)
+        release(trained.chosen.model)
+        console.note(f"a fresh process scores the merged model from disk, in {placement}")
+        found = process.language(folder, rows, placement=placement, trust_remote_code=trained.trust_remote_code)
         scores = score(found)
-        document = _document(run, report, trained, found, str(dtype).removeprefix("torch."))
+        document = _document(run, report, trained, found, str(dtype).removeprefix("torch."), placement)
         document |= {
             "merge": how,
             "base_sha256": trained.files.sha256(),
@@ -95,26 +96,31 @@ def merge_language(
     return report
 
 
-def _document(run: RunDir, report: EvalReport, trained: Trained, found: Afresh, dtype: str) -> dict[str, Any]:
+def _document(
+    run: RunDir, report: EvalReport, trained: Trained, found: Afresh, dtype: str, placement: Placement
+) -> dict[str, Any]:
     """merge.json but for time, memory and the base's hash. The full-precision base plus adapter is compared with.
 
     ``metric_diff``: by which share the perplexity changes, as perplexities of any size are rounded alike.
     """
-    allowed = tolerance(dtype, trained.tolerance)
-    differences = _differences(trained.expected, found.scores, margin=MARGIN if dtype == "float32" else _EVERY)
+    allowed = tolerance(dtype, placement.dtype, trained.tolerance)
+    lead = margin(dtype, placement.dtype, trained.expected.logits)
+    differences = _differences(trained.expected, found.scores, lead=lead)
     tokens = sum(map(len, found.scores.best))
     rise = math.expm1((found.scores.nll.sum() - trained.measured.nll.sum()) / tokens)
     # Against quantised weights only a rise counts: full-precision weights may well score better.
     metric_diff = rise if trained.adapter.quantize else abs(rise)
     against = {}
     if trained.adapter.quantize:
-        apart = _differences(trained.measured, found.scores, margin=_EVERY)
+        apart = _differences(trained.measured, found.scores, lead=EVERY)
         before, after = (_perplexity(scores, tokens) for scores in (trained.measured, found.scores))
         against = against_quantised(trained.chosen, apart, "perplexity", before, after)
     return {
         "method": trained.adapter.type,
         "dtype": dtype,
+        "computed": str(placement),
         "unit": report.unit,
+        "margin": lead,
         **differences,
         "metric": "perplexity",
         "metric_diff": metric_diff,
@@ -131,16 +137,18 @@ def _perplexity(scores: Scores, tokens: int) -> float:
     return math.exp(min(float(scores.nll.sum()) / tokens, 700))  # e^709 is the largest number
 
 
-def _differences(expected: Scores, found: Scores, *, margin: float) -> dict[str, float]:
+def _differences(expected: Scores, found: Scores, *, lead: float) -> dict[str, float]:
     """The largest difference of a kept logit, and the share of the predicted tokens with the same likeliest token.
 
-    Where the two likeliest are nearer than ``margin``, rounding decides between them: such tokens do not count.
+    Where the likeliest leads by no more than ``lead``, rounding decides: such tokens do not count. ``clear`` is the
+    share of those that do.
     """
     import numpy as np
 
     same = np.concatenate([ours == theirs for ours, theirs in zip(expected.best, found.best, strict=True)])
-    clear = same[np.concatenate(expected.margins) > margin]
+    clear = np.concatenate(expected.margins) > lead
     return {
         "max_abs_logit_diff": float(np.abs(expected.logits - found.logits).max()),
-        "argmax_agreement": float(clear.mean()) if clear.size else 1.0,
+        "argmax_agreement": float(same[clear].mean()) if clear.any() else 1.0,
+        "clear": float(clear.mean()),
     }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ftkit import provenance
 from ftkit.console import Console
-from ftkit.errors import FtkitError, GateNotMet, Interrupted, Problem, RecipeError
+from ftkit.errors import FtkitError, GateNotMet, Interrupted, MachineError, Problem, RecipeError
 from ftkit.export.formats import parse
 from ftkit.files import read_json, write_json, write_text
 from ftkit.models.quantise import check_loftq
@@ -62,7 +63,8 @@ def run(request: Request, console: Console) -> RunDir:
     say_plan(plan, console)
     with folder.locked():
         try:
-            return _stages(plan, folder, console)
+            with _memory_told():
+                return _stages(plan, folder, console)
         except KeyboardInterrupt:
             raise Interrupted("stopped", [_go_on(request, folder)]) from None
         except Interrupted as error:
@@ -75,6 +77,21 @@ def run(request: Request, console: Console) -> RunDir:
             write_text(folder.error, f"{error}\n")
             tell(folder, console)
             raise
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Raises MachineError where memory runs out; training has its own ways to do with less."""
+    from ftkit.models.placement import out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        fix = "What was reached is kept. Use a smaller base, or go on with --resume where there is more memory."
+        reason = (str(error).strip().splitlines() or ["MemoryError"])[0]
+        raise MachineError("memory ran out", [Problem("", "", f"{reason} {fix}")]) from error
 
 
 def _stages(plan: Plan, folder: RunDir, console: Console) -> RunDir:

@@ -1,9 +1,10 @@
 """Scores a merged model in a process of its own, with transformers alone: what is on disk, and nothing else.
 
 ``python -m ftkit.proof`` imports at once, then waits for one line of JSON on its standard input, so that it can be
-started while the run still measures. The line names the ``folder`` of the model, ``trust_remote_code``, the file
-``out`` for what was found, and one of ``texts`` (JSONL with inputs to classify), ``words`` (prompts and the answers
-that stand for labels) and ``rows`` (token ids for a language model). It prints one line of JSON.
+started while the run still measures. The line names the ``folder`` of the model, ``trust_remote_code``, the
+``device`` and the ``dtype`` in which the adapter was scored, the file ``out`` for what was found, and one of ``texts``
+(JSONL with inputs to classify), ``words`` (prompts and the answers that stand for labels) and ``rows`` (token ids for a
+language model). It prints one line of JSON, or its last line on standard error says why there is none.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ftkit.errors import NotProved, Problem
+from ftkit.errors import MachineError, NotProved, Problem
+from ftkit.models.placement import Placement, device_map, out_of_memory
 from ftkit.tasks.generation import Generated, generate
 from ftkit.tasks.language import Scores
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftkit.evals.statistics import Floats
+
+
+_NO_MEMORY = 4  # the exit status where memory ran out
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +80,13 @@ class FreshProcess:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
         )  # fmt: skip
 
-    def logits(self, folder: Path, rows: Path, *, trust_remote_code: bool) -> tuple[Floats, int]:
+    def logits(self, folder: Path, rows: Path, *, placement: Placement, trust_remote_code: bool) -> tuple[Floats, int]:
         """The logits [n, K] of the classifier in ``folder`` for the inputs of ``rows`` (JSONL), and MiB of memory.
 
-        Raises NotProved where the model cannot be loaded or scored.
+        Computed where and as ``placement`` says. Raises NotProved where the model cannot be loaded or scored,
+        MachineError where memory runs out.
         """
-        return self._scores(folder, {"texts": str(rows)}, trust_remote_code)
+        return self._scores(folder, {"texts": str(rows)}, placement, trust_remote_code)
 
     def label_scores(
         self,
@@ -89,38 +95,44 @@ class FreshProcess:
         words: Sequence[Sequence[int]],
         *,
         pad_token_id: int,
+        placement: Placement,
         trust_remote_code: bool,
     ) -> tuple[Floats, int]:
         """The same of a decoder that answers with words: ``words.label_scores`` of these prompts."""
         task = {"prompts": prompts, "words": words, "pad_token_id": pad_token_id}
-        return self._scores(folder, {"words": task}, trust_remote_code)
+        return self._scores(folder, {"words": task}, placement, trust_remote_code)
 
-    def language(self, folder: Path, rows: HeldOutRows, *, trust_remote_code: bool) -> Afresh:
+    def language(self, folder: Path, rows: HeldOutRows, *, placement: Placement, trust_remote_code: bool) -> Afresh:
         """Has the language model in ``folder`` score the rows and answer the dialogues.
 
-        Raises NotProved where it cannot, and where its tokenizer gives other token ids than were trained.
+        Raises as ``logits`` does, and NotProved where its tokenizer gives other token ids than were trained.
         """
         with tempfile.TemporaryDirectory() as name:
             file, out = Path(name, "rows.json"), Path(name, "scores.npz")
             file.write_text(json.dumps(asdict(rows)), encoding="utf-8")
-            result = self._ask(folder, {"rows": str(file), "out": str(out)}, trust_remote_code)
+            result = self._ask(folder, {"rows": str(file), "out": str(out)}, placement, trust_remote_code)
             scores = _read_scores(out)
         generated = [Generated(**answer) for answer in result["generated"]]
         return Afresh(scores, generated, int(result["peak_rss_mb"]))
 
-    def _scores(self, folder: Path, task: dict[str, Any], trust_remote_code: bool) -> tuple[Floats, int]:
+    def _scores(
+        self, folder: Path, task: dict[str, Any], placement: Placement, trust_remote_code: bool
+    ) -> tuple[Floats, int]:
         import numpy as np
 
         with tempfile.TemporaryDirectory() as name:
             out = Path(name, "scores.npy")
-            result = self._ask(folder, {**task, "out": str(out)}, trust_remote_code)
+            result = self._ask(folder, {**task, "out": str(out)}, placement, trust_remote_code)
             return np.load(out), int(result["peak_rss_mb"])
 
-    def _ask(self, folder: Path, task: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:
-        task = {**task, "folder": str(folder), "trust_remote_code": trust_remote_code}
+    def _ask(self, folder: Path, task: dict[str, Any], placement: Placement, trust_remote_code: bool) -> dict[str, Any]:
+        task = {**task, "folder": str(folder), **asdict(placement), "trust_remote_code": trust_remote_code}
         printed, errors = self._process.communicate(json.dumps(task) + "\n")
         if self._process.returncode != 0:
             reason = (errors.strip().splitlines() or ["no message"])[-1]
+            if self._process.returncode == _NO_MEMORY:
+                fix = f"{reason}. The adapter is kept. Write merge: false, or merge where there is more memory."
+                raise MachineError("memory ran out while the merged model was scored", [Problem("", "merge", fix)])
             raise NotProved("the merged model cannot be used from disk", [Problem("", "merge", reason)])
         result: dict[str, Any] = json.loads(printed)
         return result
@@ -147,9 +159,6 @@ def _main() -> None:
     settle_environment()
     # Named here so that transformers, which imports lazily, does so before the task is there.
     from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForMaskedLM,
-        AutoModelForSequenceClassification,
         AutoTokenizer,
     )
 
@@ -160,28 +169,46 @@ def _main() -> None:
     trusted = bool(task["trust_remote_code"])
 
     def load(kind: Any) -> PreTrainedModel:
-        model: PreTrainedModel = kind.from_pretrained(task["folder"], dtype="float32", trust_remote_code=trusted).eval()
-        return model
+        placing = device_map(task["device"], Path(task["folder"]).glob("*.safetensors"))
+        settings = {"dtype": task["dtype"], "trust_remote_code": trusted, **placing}
+        model: PreTrainedModel = kind.from_pretrained(task["folder"], **settings).eval()
+        return model if placing else model.to(task["device"])
 
     def tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(task["folder"], trust_remote_code=trusted)
 
-    generated: list[Generated] = []
-    if "texts" in task:
-        _classify(task, load(AutoModelForSequenceClassification), tokenizer())
-    elif "words" in task:
-        _score_words(task, load(AutoModelForCausalLM))
-    else:
-        rows = json.loads(Path(task["rows"]).read_text(encoding="utf-8"))
-        model = load(AutoModelForCausalLM if rows["objective"] == "causal" else AutoModelForMaskedLM)
-        _score_rows(task, rows, model)
-        if rows["dialogues"]:
-            dialogues = Dialogues(**rows["dialogues"])
-            _check_prompts(dialogues, tokenizer())
-            _check_stops(dialogues, model)
-            generated = _answers(dialogues, model, rows["pad_token_id"])
+    try:
+        generated = _carried_out(task, load, tokenizer)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        sys.stderr.write(f"{str(error).strip().splitlines()[0] or 'MemoryError'}\n")
+        sys.exit(_NO_MEMORY)
     result = {"peak_rss_mb": peak_rss_mb(), "generated": [asdict(answer) for answer in generated]}
     sys.stdout.write(json.dumps(result) + "\n")
+
+
+def _carried_out(
+    task: dict[str, Any], load: Callable[[Any], PreTrainedModel], tokenizer: Callable[[], Any]
+) -> list[Generated]:
+    """Does what the task says; what was generated."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+    if "texts" in task:
+        _classify(task, load(AutoModelForSequenceClassification), tokenizer())
+        return []
+    if "words" in task:
+        _score_words(task, load(AutoModelForCausalLM))
+        return []
+    rows = json.loads(Path(task["rows"]).read_text(encoding="utf-8"))
+    model = load(AutoModelForCausalLM if rows["objective"] == "causal" else AutoModelForMaskedLM)
+    _score_rows(task, rows, model)
+    if not rows["dialogues"]:
+        return []
+    dialogues = Dialogues(**rows["dialogues"])
+    _check_prompts(dialogues, tokenizer())
+    _check_stops(dialogues, model)
+    return _answers(dialogues, model, rows["pad_token_id"])
 
 
 def _classify(task: dict[str, Any], model: PreTrainedModel, tokenizer: Any) -> None:

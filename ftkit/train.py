@@ -22,6 +22,7 @@ from ftkit.errors import Interrupted, NotFinite, Problem, TrainingFailed
 from ftkit.files import write_json, write_jsonl
 from ftkit.interruption import after_the_step
 from ftkit.models.hardware import Machine, peak_gpu_mb, peak_rss_mb
+from ftkit.models.placement import empty_gpu_cache, out_of_memory
 from ftkit.models.quantise import is_quantised
 from ftkit.records import TrainSummary, as_json
 from ftkit.rundir import RunDir, read_log
@@ -89,7 +90,7 @@ def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Consol
             _Training(job, run, seed, machine, console, micro, recomputing=recomputing).go()
             return
         except Exception as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if micro == 1 and (recomputing or job.section.checkpointing == "never"):
                 fix = "Lower train.max_length, or use the qlora preset or a smaller base."
@@ -104,7 +105,7 @@ def train(job: Job, run: RunDir, *, seed: int, machine: Machine, console: Consol
             console.warn("memory ran out with one row at a time; activations are computed twice from here on")
         run.forget_checkpoints()
         gc.collect()
-        _empty_gpu_cache()
+        empty_gpu_cache()
 
 
 def _micro_batch(job: Job) -> int:
@@ -360,18 +361,3 @@ def _moved(losses: Sequence[float]) -> bool:
 def _plain(row: Encoded) -> dict[str, Any]:
     """A row as JSON can hold it."""
     return {name: value for name, value in row.items() if isinstance(value, list | int | float | str)}
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def _empty_gpu_cache() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

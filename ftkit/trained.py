@@ -19,6 +19,7 @@ from ftkit.models.base import Loaded, inference_mode, load_adaptable, load_langu
 from ftkit.models.fingerprint import check_base
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
+from ftkit.models.placement import placement_of
 from ftkit.rundir import RunDir
 from ftkit.tasks.section import Into
 
@@ -74,7 +75,8 @@ class Trained:
             model = full_precision(partial(load, self.base()), self.folder, into)
         else:
             model = load(self.own, False).model
-        model.to(machine.device)
+        if not placement_of(model).spread:
+            model.to(machine.device)
         inference_mode(model)
         return model
 

@@ -19,7 +19,8 @@ SET = """
 import json, os
 from ftkit.models.hardware import settle_environment
 settle_environment()
-print(json.dumps({name: os.environ[name] for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_WAIT_POLICY")}))
+names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES")
+print(json.dumps({name: os.environ[name] for name in names}))
 """
 
 
@@ -57,9 +58,9 @@ def test_how_wide_a_model_is(config, width, tmp_path: Path):
     assert BaseFiles("a base", "folder", tmp_path, None).width == width
 
 
-@pytest.mark.parametrize("own", [{}, {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7", "OMP_WAIT_POLICY": "ACTIVE"}])
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE", "CUDA_VISIBLE_DEVICES": "1"}])
 def test_what_the_user_has_set_stays(own):
-    usual = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "OMP_WAIT_POLICY": "PASSIVE"}
+    usual = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "0"}
     given = {name: value for name, value in os.environ.items() if name not in usual} | own
     done = subprocess.run([sys.executable, "-c", SET], env=given, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == usual | own

@@ -222,6 +222,30 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(recipe, tmp_pat
     ]
 
 
+def test_memory_that_runs_out_after_training_is_told_and_the_adapter_stays(recipe, tmp_path, monkeypatch):
+    from ftkit.tasks import classify
+
+    real = classify.score
+
+    def score(model, rows, **settings):
+        if (tmp_path / "out" / "train.json").exists():
+            torch.empty(2**60)
+        return real(model, rows, **settings)
+
+    path = recipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(classify, "score", score)
+        with pytest.raises(MachineError, match="memory ran out") as error:
+            run(Request(path, out=tmp_path / "out"), QUIET)
+    assert error.value.exit_code == 4
+    assert "can't allocate memory" in str(error.value)
+    assert (tmp_path / "out" / "error.txt").read_text() == f"{error.value}\n"
+    before = (tmp_path / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
+    run(Request(path, out=tmp_path / "out", resume=True), QUIET)
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    assert (tmp_path / "out" / "merged").exists()
+
+
 class Spoil(torch.autograd.Function):
     """Passes logits on and spoils their gradient."""
 

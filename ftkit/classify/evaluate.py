@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftkit.checkpoints import check_reloaded
 from ftkit.classify.free import FreeAnswers, constrained_answers, free_answers, scored_as_generated
 from ftkit.classify.prepare import load_base
 from ftkit.classify.reader import Reader, WordsReader
 from ftkit.console import Console
 from ftkit.data.splits import examples_sha256
-from ftkit.errors import NotProved, Problem
 from ftkit.evals.classification import Scored, compare, score_classification
 from ftkit.evals.gate import judge
 from ftkit.evals.loading import load_metrics, measure
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftkit.evals.statistics import Floats, Integers
-
-_RELOAD_TOLERANCE = 1e-3  # of the validation log-loss, between the model in memory and the one on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +173,7 @@ def _check_reload(plan: LabelledPlan, reader: Reader, run: RunDir, model: PreTra
     if validate is None or not noted:
         return
     before, now = noted[-1]["log_loss"], validate(model)["log_loss"]
-    if abs(before - now) > _RELOAD_TOLERANCE:
-        message = f"its validation log-loss was {before:.5f} in training and is {now:.5f} from disk. Report this."
-        raise NotProved("the adapter on disk is not the trained one", [Problem("", str(run.adapter), message)])
+    check_reloaded(model, run.adapter, "log-loss", before, now)
 
 
 def _thresholds(plan: LabelledPlan, reader: Reader, model: PreTrainedModel) -> tuple[float, ...]:

@@ -15,12 +15,13 @@ from ftkit.errors import NotProved
 from ftkit.evals.classification import Scored
 from ftkit.files import sha256_files, write_json, writing_folder
 from ftkit.merging import (
-    MARGIN,
+    EVERY,
     Chooser,
     Unquantised,
     against_quantised,
     base_to_merge_into,
     holds,
+    margin,
     shortfalls,
     stored_dtype,
     tolerance,
@@ -29,6 +30,7 @@ from ftkit.merging import (
 )
 from ftkit.models.base import Loaded
 from ftkit.models.hardware import Machine, peak_rss_mb
+from ftkit.models.placement import Placement, placement_of, release
 from ftkit.plan.labelled import LabelledPlan
 from ftkit.proof import FreshProcess
 from ftkit.records import EvalReport, as_json
@@ -56,14 +58,16 @@ def merge(
     """
     started = time.perf_counter()
     chosen, expected = _full_precision(plan, reader, run, evaluation, machine)
-    dtype = stored_dtype(plan.files)
+    dtype, placement = stored_dtype(plan.files), placement_of(chosen.model)
     with writing_folder(run.merged) as folder:
         how = write_merged(chosen, run.adapter, plan.files, reader.tokenizer, folder)
         seconds = time.perf_counter() - started
-        console.note("a fresh process scores the merged model from disk")
-        found, peak = _scored_afresh(plan, reader, run, evaluation, folder, process)
+        release(chosen.model)
+        console.note(f"a fresh process scores the merged model from disk, in {placement}")
+        found, peak = _scored_afresh(plan, reader, run, evaluation, folder, process, placement)
         scored = _scored(plan, evaluation, found)
-        document = _document(plan, run, evaluation, expected, found, scored, str(dtype).removeprefix("torch."))
+        stored = str(dtype).removeprefix("torch.")
+        document = _document(plan, run, evaluation, expected, found, scored, stored, placement)
         if plan.adapter.quantize:
             document |= _against_quantised(plan, evaluation, chosen, found, scored, document["metric"])
         document |= {
@@ -95,19 +99,26 @@ def _full_precision(
         return load_base(plan, reader, seed=plan.recipe.train.seed + 1, quantize=quantize, machine=machine)
 
     chooser = Chooser(validator(plan, reader), plan.best_by, plan.lowest)
+    release(evaluation.model)  # the base in full precision needs its room
     chosen = unquantised(load, run.adapter, into, chooser)
     return chosen, reader.score(chosen.model, evaluation.rows)
 
 
 def _scored_afresh(
-    plan: LabelledPlan, reader: Reader, run: RunDir, evaluation: Evaluation, folder: Path, process: FreshProcess
+    plan: LabelledPlan,
+    reader: Reader,
+    run: RunDir,
+    evaluation: Evaluation,
+    folder: Path,
+    process: FreshProcess,
+    placement: Placement,
 ) -> tuple[Floats, int]:
     """The merged model's scores of the test rows from a fresh process, and the most memory that it held, in MiB."""
-    trusted = plan.base.trust_remote_code
+    how: dict[str, Any] = {"placement": placement, "trust_remote_code": plan.base.trust_remote_code}
     if not isinstance(reader, WordsReader):
-        return process.logits(folder, run.predictions, trust_remote_code=trusted)
+        return process.logits(folder, run.predictions, **how)
     pad = reader.chat.pad_token_id
-    return process.label_scores(folder, evaluation.rows, reader.answers(), pad_token_id=pad, trust_remote_code=trusted)
+    return process.label_scores(folder, evaluation.rows, reader.answers(), pad_token_id=pad, **how)
 
 
 def _scored(plan: LabelledPlan, evaluation: Evaluation, logits: Floats) -> Scored:
@@ -117,11 +128,19 @@ def _scored(plan: LabelledPlan, evaluation: Evaluation, logits: Floats) -> Score
 
 
 def _document(
-    plan: LabelledPlan, run: RunDir, evaluation: Evaluation, expected: Floats, found: Floats, scored: Scored, dtype: str
+    plan: LabelledPlan,
+    run: RunDir,
+    evaluation: Evaluation,
+    expected: Floats,
+    found: Floats,
+    scored: Scored,
+    dtype: str,
+    placement: Placement,
 ) -> dict[str, Any]:
     """merge.json but for time and memory. The logits are compared with the full-precision base plus adapter."""
-    allowed = tolerance(dtype, plan.recipe.merging.tolerance)
-    differences = _differences(plan, expected, found, margin=MARGIN if dtype == "float32" else 0.0)
+    allowed = tolerance(dtype, placement.dtype, plan.recipe.merging.tolerance)
+    lead = margin(dtype, placement.dtype, expected)
+    differences = _differences(plan, expected, found, lead=lead)
     before = evaluation.report.models["adapter"].metrics
     after = scored.scores.metrics
     # Free answers are not asked for again: what is measured of them stands for the adapter alone.
@@ -132,6 +151,8 @@ def _document(
     return {
         "method": plan.adapter.type,
         "dtype": dtype,
+        "computed": str(placement),
+        "margin": lead,
         **differences,
         "metric": named,
         "metric_diff": metric_diff,
@@ -146,23 +167,25 @@ def _document(
 def _against_quantised(
     plan: LabelledPlan, evaluation: Evaluation, chosen: Unquantised, found: Floats, scored: Scored, metric: str
 ) -> dict[str, Any]:
-    differences = _differences(plan, evaluation.logits, found, margin=0.0)
+    differences = _differences(plan, evaluation.logits, found, lead=EVERY)
     before = evaluation.report.models["adapter"].metrics[metric]
     return against_quantised(chosen, differences, metric, before, scored.scores.metrics[metric])
 
 
-def _differences(plan: LabelledPlan, expected: Floats, found: Floats, *, margin: float) -> dict[str, float]:
-    """The largest logit difference, and the share of rows with the same answer where it is clear by ``margin``."""
+def _differences(plan: LabelledPlan, expected: Floats, found: Floats, *, lead: float) -> dict[str, float]:
+    """The largest logit difference, and the share of rows with the same answer where it leads by more than ``lead``.
+
+    ``clear`` is the share of such rows.
+    """
     import numpy as np
 
     if plan.task.multi_label:
-        clear = np.abs(expected) > margin
-        same = ((expected > 0) == (found > 0))[clear]
+        clear, same = np.abs(expected) > lead, (expected > 0) == (found > 0)
     else:
         ordered = np.sort(expected, axis=1)
-        clear = ordered[:, -1] - ordered[:, -2] > margin
-        same = (expected.argmax(1) == found.argmax(1))[clear]
+        clear, same = ordered[:, -1] - ordered[:, -2] > lead, expected.argmax(1) == found.argmax(1)
     return {
         "max_abs_logit_diff": float(np.abs(expected - found).max()),
-        "argmax_agreement": float(same.mean()) if same.size else 1.0,
+        "argmax_agreement": float(same[clear].mean()) if clear.any() else 1.0,
+        "clear": float(clear.mean()),
     }

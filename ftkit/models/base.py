@@ -14,6 +14,7 @@ from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.models.hardware import Machine, training_dtype
 from ftkit.models.locate import BaseFiles
 from ftkit.models.modules import bare, embeddings, head_modules, is_within, missing_modules, named, outer_modules
+from ftkit.models.placement import device_map
 from ftkit.models.quantise import check_blocks, is_four_bit, nf4, start_from_loss
 
 if TYPE_CHECKING:
@@ -136,13 +137,16 @@ def load_language_model(
     compute: torch.dtype | None = None,
     whole: Sequence[str] = (),
     vocab: int | None = None,
+    **placing: Any,
 ) -> Loaded:
     """The base as a language model. Where a masked model's checkpoint lacks the head, it is new, by ``seed`` alone.
 
     ``quantize``: the base is quantised to NF4 but for its head and the modules whose names end with one of ``whole``,
     and multiplies in ``compute`` (None: ``dtype``). ``vocab``: tokens of the tokenizer; where the base has fewer its
-    embeddings grow by as many, near the mean of the others. Raises MachineError where the files are damaged, or of a
-    model type or checkpoint that cannot do this, RecipeError for one of ``whole`` that names no module.
+    embeddings grow by as many, near the mean of the others. ``placing``: of ``placement.device_map``.
+
+    Raises MachineError where the files are damaged, or of a model type or checkpoint that cannot do this, RecipeError
+    for one of ``whole`` that names no module.
     """
     from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -152,7 +156,7 @@ def load_language_model(
         tree = bare(kind, files.folder, trust_remote_code=trust_remote_code)
         quantization = nf4([*outer_modules(tree), *named(tree, whole)], compute or dtype)
     model, lacking = _from_pretrained(
-        kind, files, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code, quantization=quantization
+        kind, files, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code, quantization=quantization, **placing
     )
     # BERT and its kin load as a causal model too, and would see the very tokens that they are to predict.
     encoder = type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(model.config, "is_decoder", True) is False
@@ -187,6 +191,8 @@ def load_adaptable(
 
     ``precision`` is train.precision; ``quantize``: in 4 bits, where the adapter is trained on such a base.
     """
+    # Only a base that was trained on in 4 bits can be larger than the memory there is.
+    placing = device_map(machine.device, files.weights()) if adapter.quantize and not quantize else {}
     loaded = load_language_model(
         files,
         objective,
@@ -198,8 +204,10 @@ def load_adaptable(
         compute=training_dtype(precision, machine, files.width),
         whole=adapter.modules_to_save or (),
         vocab=vocab,
+        **placing,
     )
-    loaded.model.to(machine.device)
+    if not placing:
+        loaded.model.to(machine.device)
     return loaded
 
 
@@ -213,7 +221,7 @@ def weights_dtype(precision: str, machine: Machine, adapter: Adapter | None, *, 
     import torch
 
     frozen = adapter is not None and not adapter.modules_to_save
-    halved = frozen and causal and machine.device == "cuda"
+    halved = frozen and causal and machine.halves
     return training_dtype(precision, machine, None) if halved else torch.float32
 
 

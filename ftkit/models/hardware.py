@@ -43,6 +43,11 @@ class Machine:
     def device(self) -> str:
         return "cuda" if self.gpu else "cpu"
 
+    @property
+    def halves(self) -> bool:
+        """Whether decoders are held, and scored, in bfloat16: in float32 few would fit on a GPU beside anything."""
+        return self.gpu is not None
+
 
 def available_cores() -> int:
     """The cores that this process may use, which in a container can be fewer than the machine has."""
@@ -66,6 +71,8 @@ def settle_environment() -> None:
     OpenMP threads that spin at barriers ruin small steps as soon as another program wants a core, so they wait
     passively; while nothing else runs they spin for some microseconds first, as waking them takes longer than many of a
     small model's steps do. Telemetry of the libraries is off. CUDA memory grows in segments, against fragmentation.
+    Of several GPUs the first is used: the Trainer would copy the model to all of them and cut each batch, which neither
+    a base in 4 bits nor rows that share a window bear.
     Importing the libraries makes millions of lasting objects, which the garbage collector walks again and again: it is
     asked less often, and not when the process ends (importing torch, transformers, peft and evaluate took 5.8 s, then
     3.5 s).
@@ -83,6 +90,7 @@ def settle_environment() -> None:
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        "CUDA_VISIBLE_DEVICES": "0",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

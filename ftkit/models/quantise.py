@@ -57,7 +57,8 @@ def dequantised(model: PreTrainedModel) -> PreTrainedModel:
     """The same model with each weight in float32 at the value that its 4 bits stand for, as LoftQ is merged into it."""
     import torch
 
-    return model.dequantize(dtype=torch.float32)
+    dequantised: PreTrainedModel = model.dequantize(dtype=torch.float32)
+    return dequantised.float()  # with what was not quantised, which a GPU holds in bfloat16
 
 
 def check_loftq(adapter: Adapter | None, machine: Machine) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftkit.checkpoints import check_reloaded
 from ftkit.console import Console
-from ftkit.errors import NotProved, Problem
 from ftkit.evals.gate import judge
 from ftkit.evals.language import ScoredWindows, compare_language, score_language
 from ftkit.files import write_json, write_jsonl
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftkit.evals.statistics import Floats
-
-_RELOAD_TOLERANCE = 1e-3  # of the validation loss, between the model in memory and the one on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +157,7 @@ def _check_reload(plan: TextPlan, prepared: Prepared, run: RunDir, model: PreTra
         return
     before = noted[-1]["loss"]
     now = validator(prepared, prepared.valid)(model)["loss"]
-    if abs(before - now) > _RELOAD_TOLERANCE:
-        message = f"its validation loss was {before:.5f} in training and is {now:.5f} from disk. Report this."
-        where = str(run.adapter if plan.adapter else run.model)
-        raise NotProved("what is on disk is not what was trained", [Problem("", where, message)])
+    check_reloaded(model, run.adapter if plan.adapter else run.model, "loss", before, now)
 
 
 def _report(

@@ -9,6 +9,7 @@ from ftkit.models.adapters import Adapter
 from ftkit.models.base import Loaded
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles
+from ftkit.models.placement import release
 from ftkit.plan.text import TextPlan
 from ftkit.pretrain.evaluate import Evaluation, scored_on
 from ftkit.pretrain.prepare import Prepared, load_base
@@ -74,6 +75,7 @@ def _full_precision(
         return load_base(plan, seed=seed, quantize=quantize, machine=machine, tokenizer=prepared.tokenizer)
 
     validate = validator(prepared, prepared.valid) if len(prepared.valid) else None
+    release(evaluation.model)  # the base in full precision needs its room
     chosen = unquantised(load, run.adapter, into, Chooser(validate, plan.best_by, lowest=True))
     pad = prepared.pad_token_id
     return chosen, score_held_out(chosen.model, prepared.test, pad_token_id=pad, positions=evaluation.positions)

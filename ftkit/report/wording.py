@@ -82,12 +82,21 @@ def proof_line(merge: Mapping[str, Any], kind: str) -> str:
     rows = f" on {numbers.rows(merge['rows'], unit)}" if merge.get("rows") else ""
     of_tokens = "" if kind in ("classify", "words") else " of the tokens"
     metric = numbers.small(metric_diff(merge))
+    clear = clear_ones(merge)
     return (
         f"The merged model {shown}:{rows} the largest logit difference is "
         f"{numbers.small(merge['max_abs_logit_diff'])}{limit}, the predictions agree on "
-        f"{agreement(merge['argmax_agreement'])}{of_tokens}, and the metric differs by {metric}."
+        f"{agreement(merge['argmax_agreement'])}{of_tokens}{f' ({clear})' if clear else ''}, and the metric differs by "
+        f"{metric}."
         f"{_quantised_line(merge, of_tokens)}"
     )
+
+
+def clear_ones(merge: Mapping[str, Any]) -> str:
+    """Which predictions were compared, where rounding to 16 bits decides many others; empty where it does not."""
+    if not merge.get("computed", "float32").startswith("float32"):
+        return f"counted are the {agreement(merge['clear'])} that lead by more than {numbers.small(merge['margin'])}"
+    return ""
 
 
 def merged_into(merge: Mapping[str, Any]) -> str:

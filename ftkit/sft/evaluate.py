@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftkit.checkpoints import check_reloaded
 from ftkit.console import Console
 from ftkit.data.splits import examples_sha256
-from ftkit.errors import NotProved, Problem
 from ftkit.evals.answers import ScoredAnswers, compare_answers
 from ftkit.evals.gate import judge
 from ftkit.files import write_json, write_jsonl
@@ -26,8 +26,6 @@ from ftkit.stopwatch import timed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_RELOAD_TOLERANCE = 1e-3  # of the validation loss, between the adapter in memory and the one on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +94,7 @@ def _check_reload(plan: ChatPlan, run: RunDir, model: PreTrainedModel) -> None:
         return
     before, exam = noted[-1]["loss"], exam_on(plan, side)
     now = float(exam.score(model).nll.sum() / exam.tokens)
-    if abs(before - now) > _RELOAD_TOLERANCE:
-        message = f"its validation loss was {before:.5f} in training and is {now:.5f} from disk. Report this."
-        raise NotProved("the adapter on disk is not the trained one", [Problem("", str(run.adapter), message)])
+    check_reloaded(model, run.adapter, "loss", before, now)
 
 
 def _report(

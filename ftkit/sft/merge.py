@@ -9,6 +9,7 @@ from ftkit.merge_language import Trained, merge_language
 from ftkit.merging import Chooser, Unquantised, base_to_merge_into, unquantised
 from ftkit.models.base import Loaded
 from ftkit.models.hardware import Machine
+from ftkit.models.placement import release
 from ftkit.plan.chat import ChatPlan
 from ftkit.proof import Afresh, Dialogues, FreshProcess, HeldOutRows
 from ftkit.records import EvalReport, ModelScores
@@ -74,6 +75,7 @@ def _full_precision(plan: ChatPlan, run: RunDir, evaluation: Evaluation, machine
         def load(quantize: bool) -> Loaded:
             return load_base(plan, seed=plan.recipe.train.seed + 1, quantize=quantize, machine=machine)
 
+        release(evaluation.model)  # the base in full precision needs its room
         chosen = unquantised(load, run.adapter, into, Chooser(validator(plan), plan.best_by, plan.lowest))
         expected = evaluation.exam.score(chosen.model, positions=evaluation.positions)
     return Trained(
