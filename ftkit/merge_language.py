@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftkit.console import Console
 from ftkit.errors import NotProved
@@ -15,8 +15,11 @@ from ftkit.merging import (
     EVERY,
     Unquantised,
     against_quantised,
+    apart,
+    beside_rounding,
     holds,
     margin,
+    merged_in_memory,
     shortfalls,
     stored_dtype,
     tolerance,
@@ -32,7 +35,7 @@ from ftkit.rundir import RunDir
 from ftkit.tasks.language import Scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +44,13 @@ class Trained:
 
     ``chosen``: the adapter on a base in full precision, which is what is merged, and ``expected`` its scores;
     ``measured``: those of the adapter as it was evaluated, on a quantised base where the recipe asks for one;
-    ``tolerance``: by which share the perplexity may differ.
+    ``rescore``: what scored them; ``tolerance``: by which share the perplexity may differ.
     """
 
     chosen: Unquantised
     expected: Scores
     measured: Scores
+    rescore: Callable[[PreTrainedModel], Scores]
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     files: BaseFiles
@@ -74,11 +78,12 @@ def merge_language(
     with writing_folder(run.merged) as folder:
         how = write_merged(trained.chosen, run.adapter, trained.files, trained.tokenizer, folder)
         seconds = time.perf_counter() - started
+        rounding = _rounding(trained, how, placement)
         release(trained.chosen.model)
         console.note(f"a fresh process scores the merged model from disk, in {placement}")
         found = process.language(folder, rows, placement=placement, trust_remote_code=trained.trust_remote_code)
         scores = score(found)
-        document = _document(run, report, trained, found, str(dtype).removeprefix("torch."), placement)
+        document = _document(run, report, trained, found, str(dtype).removeprefix("torch."), placement, rounding)
         document |= {
             "merge": how,
             "base_sha256": trained.files.sha256(),
@@ -96,17 +101,32 @@ def merge_language(
     return report
 
 
+def _rounding(trained: Trained, how: Literal["streamed", "peft"], placement: Placement) -> dict[str, float] | None:
+    """What rounding alone makes of the scores; None where it is computed in float32, and makes next to nothing."""
+    if placement.dtype == "float32":
+        return None
+    scores = trained.rescore(merged_in_memory(trained.chosen, how, placement))
+    return _differences(trained.expected, scores, lead=EVERY)
+
+
 def _document(
-    run: RunDir, report: EvalReport, trained: Trained, found: Afresh, dtype: str, placement: Placement
+    run: RunDir,
+    report: EvalReport,
+    trained: Trained,
+    found: Afresh,
+    dtype: str,
+    placement: Placement,
+    rounding: dict[str, float] | None,
 ) -> dict[str, Any]:
     """merge.json but for time, memory and the base's hash. The full-precision base plus adapter is compared with.
 
     ``metric_diff``: by which share the perplexity changes, as perplexities of any size are rounded alike.
     """
-    allowed = tolerance(dtype, placement.dtype, trained.tolerance)
-    lead = margin(dtype, placement.dtype, trained.expected.logits)
-    differences = _differences(trained.expected, found.scores, lead=lead)
+    differences = _differences(trained.expected, found.scores, lead=margin(dtype, placement.dtype))
     tokens = sum(map(len, found.scores.best))
+    allowed = tolerance(dtype, trained.tolerance)
+    if rounding is not None:
+        allowed = beside_rounding(rounding, tokens, trained.tolerance)
     rise = math.expm1((found.scores.nll.sum() - trained.measured.nll.sum()) / tokens)
     # Against quantised weights only a rise counts: full-precision weights may well score better.
     metric_diff = rise if trained.adapter.quantize else abs(rise)
@@ -120,7 +140,7 @@ def _document(
         "dtype": dtype,
         "computed": str(placement),
         "unit": report.unit,
-        "margin": lead,
+        **({"rounding": rounding} if rounding else {}),
         **differences,
         "metric": "perplexity",
         "metric_diff": metric_diff,
@@ -140,15 +160,13 @@ def _perplexity(scores: Scores, tokens: int) -> float:
 def _differences(expected: Scores, found: Scores, *, lead: float) -> dict[str, float]:
     """The largest difference of a kept logit, and the share of the predicted tokens with the same likeliest token.
 
-    Where the likeliest leads by no more than ``lead``, rounding decides: such tokens do not count. ``clear`` is the
-    share of those that do.
+    Where the likeliest leads by no more than ``lead``, rounding decides: such tokens do not count.
     """
     import numpy as np
 
     same = np.concatenate([ours == theirs for ours, theirs in zip(expected.best, found.best, strict=True)])
-    clear = np.concatenate(expected.margins) > lead
+    clear = same[np.concatenate(expected.margins) > lead]
     return {
-        "max_abs_logit_diff": float(np.abs(expected.logits - found.logits).max()),
-        "argmax_agreement": float(same[clear].mean()) if clear.any() else 1.0,
-        "clear": float(clear.mean()),
+        **apart(expected.logits, found.logits),
+        "argmax_agreement": float(clear.mean()) if clear.size else 1.0,
     }

@@ -19,9 +19,12 @@ from ftkit.merging import (
     Chooser,
     Unquantised,
     against_quantised,
+    apart,
     base_to_merge_into,
+    beside_rounding,
     holds,
     margin,
+    merged_in_memory,
     shortfalls,
     stored_dtype,
     tolerance,
@@ -62,12 +65,16 @@ def merge(
     with writing_folder(run.merged) as folder:
         how = write_merged(chosen, run.adapter, plan.files, reader.tokenizer, folder)
         seconds = time.perf_counter() - started
+        rounding = None
+        if placement.dtype != "float32":
+            memory = reader.score(merged_in_memory(chosen, how, placement), evaluation.rows)
+            rounding = _differences(plan, expected, memory, lead=EVERY)
         release(chosen.model)
         console.note(f"a fresh process scores the merged model from disk, in {placement}")
         found, peak = _scored_afresh(plan, reader, run, evaluation, folder, process, placement)
         scored = _scored(plan, evaluation, found)
         stored = str(dtype).removeprefix("torch.")
-        document = _document(plan, run, evaluation, expected, found, scored, stored, placement)
+        document = _document(plan, run, evaluation, expected, found, scored, stored, placement, rounding)
         if plan.adapter.quantize:
             document |= _against_quantised(plan, evaluation, chosen, found, scored, document["metric"])
         document |= {
@@ -136,11 +143,13 @@ def _document(
     scored: Scored,
     dtype: str,
     placement: Placement,
+    rounding: dict[str, float] | None,
 ) -> dict[str, Any]:
     """merge.json but for time and memory. The logits are compared with the full-precision base plus adapter."""
-    allowed = tolerance(dtype, placement.dtype, plan.recipe.merging.tolerance)
-    lead = margin(dtype, placement.dtype, expected)
-    differences = _differences(plan, expected, found, lead=lead)
+    allowed = tolerance(dtype, plan.recipe.merging.tolerance)
+    if rounding is not None:
+        allowed = beside_rounding(rounding, len(found), plan.recipe.merging.tolerance)
+    differences = _differences(plan, expected, found, lead=margin(dtype, placement.dtype))
     before = evaluation.report.models["adapter"].metrics
     after = scored.scores.metrics
     # Free answers are not asked for again: what is measured of them stands for the adapter alone.
@@ -152,7 +161,7 @@ def _document(
         "method": plan.adapter.type,
         "dtype": dtype,
         "computed": str(placement),
-        "margin": lead,
+        **({"rounding": rounding} if rounding else {}),
         **differences,
         "metric": named,
         "metric_diff": metric_diff,
@@ -173,10 +182,7 @@ def _against_quantised(
 
 
 def _differences(plan: LabelledPlan, expected: Floats, found: Floats, *, lead: float) -> dict[str, float]:
-    """The largest logit difference, and the share of rows with the same answer where it leads by more than ``lead``.
-
-    ``clear`` is the share of such rows.
-    """
+    """The largest logit difference, and the share of rows with the same answer where it leads by more than ``lead``."""
     import numpy as np
 
     if plan.task.multi_label:
@@ -185,7 +191,6 @@ def _differences(plan: LabelledPlan, expected: Floats, found: Floats, *, lead: f
         ordered = np.sort(expected, axis=1)
         clear, same = ordered[:, -1] - ordered[:, -2] > lead, expected.argmax(1) == found.argmax(1)
     return {
-        "max_abs_logit_diff": float(np.abs(expected - found).max()),
+        **apart(expected, found),
         "argmax_agreement": float(same[clear].mean()) if clear.any() else 1.0,
-        "clear": float(clear.mean()),
     }

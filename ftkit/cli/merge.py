@@ -144,7 +144,7 @@ def _proof(base: Path, adapter: Path, merged: Path, dtype: str) -> dict[str, Any
     from ftkit.merging import holds, shortfalls, tolerance
 
     found = compare_logits(base, adapter, merged)
-    allowed = {name: limit for name, limit in tolerance(dtype, "float32", 0.0).items() if name != "metric_diff"}
+    allowed = {name: limit for name, limit in tolerance(dtype, 0.0).items() if name != "metric_diff"}
     differences = {"max_abs_logit_diff": found.max_abs_logit_diff, "argmax_agreement": found.argmax_agreement}
     document = {**differences, "tolerance": allowed, "proof": "logits", "rows": found.rows}
     if not holds(differences, allowed):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from ftkit.console import Console
 from ftkit.merge_language import Trained, merge_language
 from ftkit.merging import Chooser, Unquantised, base_to_merge_into, unquantised
@@ -19,6 +22,9 @@ from ftkit.records import EvalReport, ModelScores
 from ftkit.rundir import RunDir
 from ftkit.tasks.heldout import score_held_out
 from ftkit.tasks.language import Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def merge(
@@ -38,11 +44,17 @@ def merge(
     Returns the report with the merged model beside the adapter. Raises NotProved where the merged model is not shown
     to be the adapter's; then there is no folder called merged.
     """
-    chosen, expected = _full_precision(plan, prepared, run, evaluation, adapter, machine)
+    pad = prepared.pad_token_id
+
+    def rescore(model: PreTrainedModel) -> Scores:
+        return score_held_out(model, prepared.test, pad_token_id=pad, positions=evaluation.positions)
+
+    chosen, expected = _full_precision(plan, prepared, run, evaluation, adapter, machine, rescore)
     trained = Trained(
         chosen=chosen,
         expected=expected,
         measured=evaluation.scores,
+        rescore=rescore,
         tokenizer=prepared.tokenizer,
         adapter=adapter,
         files=files,
@@ -52,7 +64,7 @@ def merge(
     rows = HeldOutRows(
         rows=prepared.test.rows if prepared.test.hidden is None else prepared.test.hidden,
         positions=evaluation.positions,
-        pad_token_id=prepared.pad_token_id,
+        pad_token_id=pad,
         objective=plan.task.objective,
     )
 
@@ -63,7 +75,13 @@ def merge(
 
 
 def _full_precision(
-    plan: TextPlan, prepared: Prepared, run: RunDir, evaluation: Evaluation, adapter: Adapter, machine: Machine
+    plan: TextPlan,
+    prepared: Prepared,
+    run: RunDir,
+    evaluation: Evaluation,
+    adapter: Adapter,
+    machine: Machine,
+    rescore: Callable[[PreTrainedModel], Scores],
 ) -> tuple[Unquantised, Scores]:
     """An unquantised base with the adapter, and its scores: what the merged model must equal."""
     into = base_to_merge_into(adapter, plan.recipe.merging)
@@ -77,5 +95,4 @@ def _full_precision(
     validate = validator(prepared, prepared.valid) if len(prepared.valid) else None
     release(evaluation.model)  # the base in full precision needs its room
     chosen = unquantised(load, run.adapter, into, Chooser(validate, plan.best_by, lowest=True))
-    pad = prepared.pad_token_id
-    return chosen, score_held_out(chosen.model, prepared.test, pad_token_id=pad, positions=evaluation.positions)
+    return chosen, rescore(chosen.model)

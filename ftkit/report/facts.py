@@ -143,7 +143,7 @@ def proof(story: Story) -> Facts:
         ),
         ("Largest logit difference", numbers.small(merge["max_abs_logit_diff"])),
         ("Predictions that agree", wording.agreement(merge["argmax_agreement"])),
-        ("Predictions compared", wording.clear_ones(merge)),
+        ("Of which rounding", wording.rounding_alone(merge)),
         ("Largest difference of a metric", numbers.small(wording.metric_diff(merge))),
         ("Allowed", tolerance),
         ("Merged into", wording.merged_into(merge)),

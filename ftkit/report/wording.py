@@ -82,21 +82,22 @@ def proof_line(merge: Mapping[str, Any], kind: str) -> str:
     rows = f" on {numbers.rows(merge['rows'], unit)}" if merge.get("rows") else ""
     of_tokens = "" if kind in ("classify", "words") else " of the tokens"
     metric = numbers.small(metric_diff(merge))
-    clear = clear_ones(merge)
+    alone = f" ({rounding_alone(merge)})" if "rounding" in merge else ""
     return (
         f"The merged model {shown}:{rows} the largest logit difference is "
         f"{numbers.small(merge['max_abs_logit_diff'])}{limit}, the predictions agree on "
-        f"{agreement(merge['argmax_agreement'])}{of_tokens}{f' ({clear})' if clear else ''}, and the metric differs by "
-        f"{metric}."
+        f"{agreement(merge['argmax_agreement'])}{of_tokens}{alone}, and the metric differs by {metric}."
         f"{_quantised_line(merge, of_tokens)}"
     )
 
 
-def clear_ones(merge: Mapping[str, Any]) -> str:
-    """Which predictions were compared, where rounding to 16 bits decides many others; empty where it does not."""
-    if not merge.get("computed", "float32").startswith("float32"):
-        return f"counted are the {agreement(merge['clear'])} that lead by more than {numbers.small(merge['margin'])}"
-    return ""
+def rounding_alone(merge: Mapping[str, Any]) -> str:
+    """What rounding makes of the adapter where 16 bits are computed with; empty where it is computed in float32."""
+    found = merge.get("rounding")
+    if not found:
+        return ""
+    largest, agreed = numbers.small(found["max_abs_logit_diff"]), agreement(found["argmax_agreement"])
+    return f"rounding alone, with the adapter merged in memory: {largest} and {agreed}"
 
 
 def merged_into(merge: Mapping[str, Any]) -> str:

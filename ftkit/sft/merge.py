@@ -82,6 +82,7 @@ def _full_precision(plan: ChatPlan, run: RunDir, evaluation: Evaluation, machine
         chosen=chosen,
         expected=expected,
         measured=measured,
+        rescore=lambda model: evaluation.exam.score(model, positions=evaluation.positions),
         tokenizer=plan.chat.tokenizer,
         adapter=plan.adapter,
         files=plan.files,
