@@ -48,6 +48,7 @@ class LlamaCpp:
     def __init__(self, file: Path) -> None:
         import llama_cpp
         import torch
+        from transformers import PreTrainedConfig
 
         self._name = file.name
         self.device = torch.device("cpu")
@@ -62,6 +63,7 @@ class LlamaCpp:
             raise self._not_proved("read it")
         weakref.finalize(self, llama_cpp.llama_model_free, self._model)
         self._vocab = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model)))
+        self.config = PreTrainedConfig(vocab_size=self._vocab)
         self._batch = llama_cpp.llama_batch_init(_AT_ONCE, 0, 1)
         weakref.finalize(self, llama_cpp.llama_batch_free, self._batch)
         self._context: Any = None
