@@ -132,9 +132,9 @@ def _document(
     metric_diff = rise if trained.adapter.quantize else abs(rise)
     against = {}
     if trained.adapter.quantize:
-        apart = _differences(trained.measured, found.scores, lead=EVERY)
+        changed = _differences(trained.measured, found.scores, lead=EVERY)
         before, after = (_perplexity(scores, tokens) for scores in (trained.measured, found.scores))
-        against = against_quantised(trained.chosen, apart, "perplexity", before, after)
+        against = against_quantised(trained.chosen, changed, "perplexity", before, after)
     return {
         "method": trained.adapter.type,
         "dtype": dtype,

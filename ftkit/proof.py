@@ -159,19 +159,27 @@ def _main() -> None:
     settle_environment()
     # Named here so that transformers, which imports lazily, does so before the task is there.
     from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSequenceClassification,
         AutoTokenizer,
     )
 
     from ftkit.models.base import quiet_libraries
 
+    kinds = {
+        "labels": AutoModelForSequenceClassification,
+        "causal": AutoModelForCausalLM,
+        "masked": AutoModelForMaskedLM,
+    }
     quiet_libraries()
     task = json.loads(sys.stdin.readline())
     trusted = bool(task["trust_remote_code"])
 
-    def load(kind: Any) -> PreTrainedModel:
+    def load(kind: str) -> PreTrainedModel:
         placing = device_map(task["device"], Path(task["folder"]).glob("*.safetensors"))
         settings = {"dtype": task["dtype"], "trust_remote_code": trusted, **placing}
-        model: PreTrainedModel = kind.from_pretrained(task["folder"], **settings).eval()
+        model: PreTrainedModel = kinds[kind].from_pretrained(task["folder"], **settings).eval()
         return model if placing else model.to(task["device"])
 
     def tokenizer() -> Any:
@@ -182,26 +190,24 @@ def _main() -> None:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        sys.stderr.write(f"{str(error).strip().splitlines()[0] or 'MemoryError'}\n")
+        sys.stderr.write(f"{next(iter(str(error).strip().splitlines()), 'MemoryError')}\n")
         sys.exit(_NO_MEMORY)
     result = {"peak_rss_mb": peak_rss_mb(), "generated": [asdict(answer) for answer in generated]}
     sys.stdout.write(json.dumps(result) + "\n")
 
 
 def _carried_out(
-    task: dict[str, Any], load: Callable[[Any], PreTrainedModel], tokenizer: Callable[[], Any]
+    task: dict[str, Any], load: Callable[[str], PreTrainedModel], tokenizer: Callable[[], Any]
 ) -> list[Generated]:
     """Does what the task says; what was generated."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
-
     if "texts" in task:
-        _classify(task, load(AutoModelForSequenceClassification), tokenizer())
+        _classify(task, load("labels"), tokenizer())
         return []
     if "words" in task:
-        _score_words(task, load(AutoModelForCausalLM))
+        _score_words(task, load("causal"))
         return []
     rows = json.loads(Path(task["rows"]).read_text(encoding="utf-8"))
-    model = load(AutoModelForCausalLM if rows["objective"] == "causal" else AutoModelForMaskedLM)
+    model = load(rows["objective"])
     _score_rows(task, rows, model)
     if not rows["dialogues"]:
         return []
