@@ -35,7 +35,7 @@ def main() -> None:
     data = load_dataset("csv", data_files={"train": given.train, "test": given.test}, keep_default_na=False)
     names = sorted(set(data["train"]["label"]))
 
-    def prepare(rows: dict) -> dict:
+    def prepare(rows: dict[str, list[str]]) -> dict[str, list[object]]:
         encoded = tokenizer(rows["text"], truncation=True, max_length=128)
         return {**encoded, "labels": [names.index(label) for label in rows["label"]]}
 

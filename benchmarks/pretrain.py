@@ -60,7 +60,10 @@ def main() -> None:
 def lines(train: Path | None, test: Path | None) -> tuple[list[str], list[str]]:
     """Documents to train on and to score; every tenth of the packages' where no files are given."""
     if train and test:
-        return tuple([line for line in path.read_text("utf-8").splitlines() if line.strip()] for path in (train, test))
+        given, held_out = (
+            [row for row in path.read_text("utf-8").splitlines() if row.strip()] for path in (train, test)
+        )
+        return given, held_out
     from ftkit.data.docstrings import read_docstrings
     from ftkit.data.section import Docstrings
 
