@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ftkit.console import Console
 from ftkit.errors import NotProved
@@ -16,10 +16,9 @@ from ftkit.merging import (
     Unquantised,
     against_quantised,
     apart,
-    beside_rounding,
     holds,
     margin,
-    merged_in_memory,
+    rounding_alone,
     shortfalls,
     stored_dtype,
     tolerance,
@@ -78,7 +77,12 @@ def merge_language(
     with writing_folder(run.merged) as folder:
         how = write_merged(trained.chosen, run.adapter, trained.files, trained.tokenizer, folder)
         seconds = time.perf_counter() - started
-        rounding = _rounding(trained, how, placement)
+        rounding = rounding_alone(
+            trained.chosen,
+            how,
+            placement,
+            lambda model: _differences(trained.expected, trained.rescore(model), lead=EVERY),
+        )
         release(trained.chosen.model)
         console.note(f"a fresh process scores the merged model from disk, in {placement}")
         found = process.language(folder, rows, placement=placement, trust_remote_code=trained.trust_remote_code)
@@ -101,14 +105,6 @@ def merge_language(
     return report
 
 
-def _rounding(trained: Trained, how: Literal["streamed", "peft"], placement: Placement) -> dict[str, float] | None:
-    """What rounding alone makes of the scores; None where it is computed in float32, and makes next to nothing."""
-    if placement.dtype == "float32":
-        return None
-    scores = trained.rescore(merged_in_memory(trained.chosen, how, placement))
-    return _differences(trained.expected, scores, lead=EVERY)
-
-
 def _document(
     run: RunDir,
     report: EvalReport,
@@ -124,9 +120,7 @@ def _document(
     """
     differences = _differences(trained.expected, found.scores, lead=margin(dtype, placement.dtype))
     tokens = sum(map(len, found.scores.best))
-    allowed = tolerance(dtype, trained.tolerance)
-    if rounding is not None:
-        allowed = beside_rounding(rounding, tokens, trained.tolerance)
+    allowed = tolerance(dtype, trained.tolerance, rounding, tokens)
     rise = math.expm1((found.scores.nll.sum() - trained.measured.nll.sum()) / tokens)
     # Against quantised weights only a rise counts: full-precision weights may well score better.
     metric_diff = rise if trained.adapter.quantize else abs(rise)

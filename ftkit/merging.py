@@ -45,16 +45,15 @@ def spread(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return [*places[::step][:POSITIONS]]
 
 
-def tolerance(dtype: str, metric_diff: float) -> dict[str, float]:
-    """What the merged model may differ by, by the number format of its weights. ``metric_diff``: of the recipe."""
-    return {**(FLOAT32 if dtype == "float32" else ROUNDED), "metric_diff": metric_diff}
+def tolerance(
+    dtype: str, metric_diff: float, rounding: Mapping[str, float] | None = None, answers: int = 1
+) -> dict[str, float]:
+    """What the merged model may differ by, by the number format of its weights. ``metric_diff``: of the recipe.
 
-
-def beside_rounding(rounding: Mapping[str, float], answers: int, metric_diff: float) -> dict[str, float]:
-    """The same where 16 bits are computed with, which move the logits by an amount that depends on the model.
-
-    ``rounding``: the differences that merging in memory makes, by PEFT, which rounds as often; of so many ``answers``.
+    ``rounding``, where 16 bits are computed with: what that alone makes of so many ``answers`` (``rounding_alone``).
     """
+    if rounding is None:
+        return {**(FLOAT32 if dtype == "float32" else ROUNDED), "metric_diff": metric_diff}
     turned = _TIMES * (1 - rounding["argmax_agreement"]) + _SHARE + 1 / answers
     return {
         "rms_logit_diff": max(_TIMES * rounding["rms_logit_diff"], _RMS),
@@ -79,15 +78,24 @@ def apart(expected: Floats, found: Floats) -> dict[str, float]:
     }
 
 
-def merged_in_memory(chosen: Unquantised, how: Literal["streamed", "peft"], placement: Placement) -> PreTrainedModel:
-    """The adapter merged by PEFT where it stands, to see what rounding makes of it; ``how`` it was written."""
+def rounding_alone(
+    chosen: Unquantised,
+    how: Literal["streamed", "peft"],
+    placement: Placement,
+    differences: Callable[[PreTrainedModel], dict[str, float]],
+) -> dict[str, float] | None:
+    """How the adapter differs once PEFT has merged it where it stands, which rounds as often; ``how`` it was written.
+
+    None where it is computed in float32, and rounding makes next to nothing. ``differences`` compares with the adapter.
+    """
     import torch
 
+    if placement.dtype == "float32":
+        return None
     if how == "streamed":
-        return merged_into_base(chosen.model)
+        return differences(merged_into_base(chosen.model))
     # It was merged so to be written, and stands in the computer's memory as it was saved.
-    merged: PreTrainedModel = chosen.model.get_base_model()
-    return merged.to(placement.device, getattr(torch, placement.dtype))
+    return differences(chosen.model.get_base_model().to(placement.device, getattr(torch, placement.dtype)))
 
 
 def stored_dtype(files: BaseFiles) -> torch.dtype:

@@ -126,7 +126,8 @@ class FreshProcess:
             return np.load(out), int(result["peak_rss_mb"])
 
     def _ask(self, folder: Path, task: dict[str, Any], placement: Placement, trust_remote_code: bool) -> dict[str, Any]:
-        task = {**task, "folder": str(folder), **asdict(placement), "trust_remote_code": trust_remote_code}
+        where = {"folder": str(folder), "device": placement.device, "dtype": placement.dtype}
+        task = {**task, **where, "trust_remote_code": trust_remote_code}
         printed, errors = self._process.communicate(json.dumps(task) + "\n")
         if self._process.returncode != 0:
             reason = (errors.strip().splitlines() or ["no message"])[-1]

@@ -21,10 +21,9 @@ from ftkit.merging import (
     against_quantised,
     apart,
     base_to_merge_into,
-    beside_rounding,
     holds,
     margin,
-    merged_in_memory,
+    rounding_alone,
     shortfalls,
     stored_dtype,
     tolerance,
@@ -65,10 +64,12 @@ def merge(
     with writing_folder(run.merged) as folder:
         how = write_merged(chosen, run.adapter, plan.files, reader.tokenizer, folder)
         seconds = time.perf_counter() - started
-        rounding = None
-        if placement.dtype != "float32":
-            memory = reader.score(merged_in_memory(chosen, how, placement), evaluation.rows)
-            rounding = _differences(plan, expected, memory, lead=EVERY)
+        rounding = rounding_alone(
+            chosen,
+            how,
+            placement,
+            lambda model: _differences(plan, expected, reader.score(model, evaluation.rows), lead=EVERY),
+        )
         release(chosen.model)
         console.note(f"a fresh process scores the merged model from disk, in {placement}")
         found, peak = _scored_afresh(plan, reader, run, evaluation, folder, process, placement)
@@ -146,9 +147,7 @@ def _document(
     rounding: dict[str, float] | None,
 ) -> dict[str, Any]:
     """merge.json but for time and memory. The logits are compared with the full-precision base plus adapter."""
-    allowed = tolerance(dtype, plan.recipe.merging.tolerance)
-    if rounding is not None:
-        allowed = beside_rounding(rounding, len(found), plan.recipe.merging.tolerance)
+    allowed = tolerance(dtype, plan.recipe.merging.tolerance, rounding, len(found))
     differences = _differences(plan, expected, found, lead=margin(dtype, placement.dtype))
     before = evaluation.report.models["adapter"].metrics
     after = scored.scores.metrics
