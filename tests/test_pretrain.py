@@ -397,7 +397,7 @@ def test_a_batch_cut_into_micro_batches_trains_the_same(recipe, tmp_path, monkey
                   train="{epochs: 1, batch_size: 4, max_length: 64, precision: float32}")  # fmt: skip
     found = []
     for name, tokens in (("four", 4096), ("one", 64)):
-        monkeypatch.setitem(batches.TRAINED_AT_ONCE, "cpu", tokens)
+        monkeypatch.setattr(batches, "_NARROW_TRAINED_AT_ONCE", tokens)
         folder = run(Request(path, out=tmp_path / name), QUIET).folder
         steps = [line for line in lines(folder, "train.jsonl") if "loss" in line]
         found.append((read(folder, "train.json")["micro_batch_size"], steps))

@@ -360,7 +360,8 @@ def test_rows_that_are_put_together_are_trained_as_those_that_stand_alone(family
     rows = [{"input_ids": row, "labels": [IGNORED, *row[1:]], "position_ids": [*range(len(row))]} for row in ids]
     alone = Collate(PAD, 64)
     shared = sharing(alone, model, rows, [len(row) for row in ids], dtype)
-    assert shared == Collate(PAD, 64, arranged=arranged)
+    step = 16 if arranged == "windows" else 64 if dtype == torch.bfloat16 else 1  # float32 in a line: no padding
+    assert shared == Collate(PAD, 64, arranged=arranged, step=step)
     batches = [collate(rows) for collate in (alone, shared)]
     assert batches[1]["input_ids"].shape[0] < len(rows)
     assert batches[1]["input_ids"].numel() < batches[0]["input_ids"].numel()

@@ -20,7 +20,7 @@ from ftkit.records import Decision
 from ftkit.rundir import RunDir
 from ftkit.tasks import classify, language
 from ftkit.tasks.answers import Answers, AnswerWindows
-from ftkit.tasks.batches import TRAINED_AT_ONCE, Encoded, Rows
+from ftkit.tasks.batches import Encoded, Rows, trained_at_once
 from ftkit.tasks.certificate import certificate
 from ftkit.tasks.templates import save_chat
 from ftkit.train import Job, train
@@ -81,7 +81,7 @@ def train_run(
         dtype=dtype,
         tokenizer=reader.tokenizer,
         lr_ratio=adapter.lr_ratio,
-        tokens_at_once=TRAINED_AT_ONCE.get(machine.device) if isinstance(reader, WordsReader) else None,
+        tokens_at_once=trained_at_once(machine, plan.width) if isinstance(reader, WordsReader) else None,
         converted=adapter.type == "lora" and adapter.init == "pissa",
         complete=complete,
     )

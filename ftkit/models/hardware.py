@@ -114,6 +114,11 @@ def inspect_machine() -> Machine:
     )
 
 
+def is_narrow(width: int | None) -> bool:
+    """Whether hidden states so wide are those of a small model, which is less work than the bookkeeping around it."""
+    return width is not None and width < _NARROW
+
+
 def training_dtype(precision: str, machine: Machine, width: int | None) -> torch.dtype:
     """The number format of training: ``auto`` is bfloat16 where the device has it, else float32.
 
@@ -122,7 +127,7 @@ def training_dtype(precision: str, machine: Machine, width: int | None) -> torch
     import torch
 
     if precision == "auto":
-        narrow = machine.device == "cpu" and width is not None and width < _NARROW
+        narrow = machine.device == "cpu" and is_narrow(width)
         return torch.bfloat16 if machine.bfloat16 and not narrow else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 

@@ -15,7 +15,7 @@ from ftkit.plan.text import TextPlan
 from ftkit.pretrain.prepare import Prepared, load_base
 from ftkit.rundir import RunDir
 from ftkit.tasks import language, masked
-from ftkit.tasks.batches import TRAINED_AT_ONCE
+from ftkit.tasks.batches import trained_at_once
 from ftkit.tasks.heldout import HeldOut, score_held_out
 from ftkit.train import Job, train
 
@@ -65,7 +65,7 @@ def train_run(
         dtype=dtype,
         tokenizer=prepared.tokenizer,
         lr_ratio=adapter.lr_ratio if adapter else None,
-        tokens_at_once=TRAINED_AT_ONCE.get(machine.device),
+        tokens_at_once=trained_at_once(machine, plan.width),
         converted=adapter is not None and adapter.type == "lora" and adapter.init == "pissa",
         complete=complete,
     )

@@ -18,7 +18,7 @@ from ftkit.plan.chat import AnsweredSide, ChatPlan
 from ftkit.rundir import RunDir
 from ftkit.sft.exam import Exam
 from ftkit.tasks.answers import AnswerWindows
-from ftkit.tasks.batches import TRAINED_AT_ONCE
+from ftkit.tasks.batches import trained_at_once
 from ftkit.tasks.language import Collate, keeps_apart, sharing
 from ftkit.tasks.templates import save_chat
 from ftkit.train import Job, train
@@ -90,7 +90,7 @@ def train_run(plan: ChatPlan, folder: RunDir, *, seed: int, machine: Machine, co
         dtype=dtype,
         tokenizer=plan.chat.tokenizer,
         lr_ratio=adapter.lr_ratio,
-        tokens_at_once=TRAINED_AT_ONCE.get(machine.device),
+        tokens_at_once=trained_at_once(machine, plan.width),
         converted=adapter.type == "lora" and adapter.init == "pissa",
         complete=complete,
     )

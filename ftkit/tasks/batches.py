@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ftkit.models.hardware import Machine, is_narrow
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,8 +25,17 @@ _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 _LOGITS_AT_ONCE = 2**27
 # Tokens of one micro-batch of a language model's training, for the same reason: tiny-lm made 3,800 tokens a second with
 # 4,096 at once, 4,100 with 2,048 and 3,000 with 1,024, and held 1,866, 1,526 and 1,151 MiB (2 cores, 2026-11-25).
-# A GPU takes whole batches.
-TRAINED_AT_ONCE = {"cpu": 2048}
+_TRAINED_AT_ONCE = 2048
+# A narrow model holds less for each: 64 wide, DialogSum's batches (2,600 tokens) trained a sixth faster whole than in
+# two, with 50 MiB more; XQuAD's (3,200) no faster, with 65 MiB more (2 cores, 2026-11-26).
+_NARROW_TRAINED_AT_ONCE = 3072
+
+
+def trained_at_once(machine: Machine, width: int | None) -> int | None:
+    """Tokens of a micro-batch of a language model, ``width`` wide, in training; None on a GPU, which takes it whole."""
+    if machine.device != "cpu":
+        return None
+    return _NARROW_TRAINED_AT_ONCE if is_narrow(width) else _TRAINED_AT_ONCE
 
 
 class Rows(Protocol):

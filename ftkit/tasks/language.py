@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # Batches are as wide as a multiple of this. oneDNN keeps what it compiled for each shape that it saw: rows of up to 512
 # tokens of all widths held 2,933 MiB in training, 1,818 in steps of 16, at the same speed (2 cores, 2026-11-25).
 _WIDTHS = 16
-_LINES = 64  # the same for rows in one line, of which there are few a step
+# The same for rows in one line, of which there are few a step. In float32 nothing is compiled, so nothing is padded.
+_LINES = {"bfloat16": 64, "float32": 1}
 _SHORTEST_WINDOW = 128  # tokens of a window that rows share; attention costs the square of it
 _FEWEST = 2  # tokens of a row that can be packed
 _TRIED = 64  # tokens of each of the two texts on which it is tried whether a model keeps them apart
@@ -46,12 +47,14 @@ class Collate:
     positions of the padding go on, so that an unpacked batch looks like one document a row.
 
     ``limit``: positions of the model, None where it has no limit. ``arranged``: rows stand alone; or they are put
-    together, so that little is padded, into windows as long as the longest of them or all into one line.
+    together, so that little is padded, into windows as long as the longest of them or all into one line. ``step``:
+    a batch is as wide as a multiple of it.
     """
 
     pad_token_id: int
     limit: int | None
     arranged: Literal["alone", "windows", "line"] = "alone"
+    step: int = _WIDTHS
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """``input_ids``, ``labels`` and ``position_ids`` [B, T]."""
@@ -59,11 +62,10 @@ class Collate:
 
         lengths = [len(row["input_ids"]) for row in rows]
         if self.arranged == "line":
-            rows = together(rows, sum(lengths))
+            rows = [_in_line(rows)]
         elif self.arranged == "windows":
             rows = together(rows, max(_SHORTEST_WINDOW, *lengths))
-        step = _LINES if self.arranged == "line" else _WIDTHS
-        width = math.ceil(max(len(row["input_ids"]) for row in rows) / step) * step
+        width = math.ceil(max(len(row["input_ids"]) for row in rows) / self.step) * self.step
         if self.arranged == "alone" and self.limit is not None:  # else positions start anew with each row
             width = min(width, self.limit)
         filled: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
@@ -85,9 +87,13 @@ class Collate:
 def together(rows: Sequence[Encoded], most: int) -> list[Encoded]:
     """Rows one after the other in windows of at most ``most`` tokens; positions and labels stay a row's own."""
     order, starts = pack([len(row["input_ids"]) for row in rows], most)
-    windows = [[rows[row] for row in order[start:end]] for start, end in pairwise(starts)]
+    return [_in_line([rows[row] for row in order[start:end]]) for start, end in pairwise(starts)]
+
+
+def _in_line(rows: Sequence[Encoded]) -> Encoded:
+    """Rows as one, in their order."""
     names = ("input_ids", "labels", "position_ids")
-    return [{name: [value for row in own for value in row[name]] for name in names} for own in windows]
+    return {name: [value for row in rows for value in row[name]] for name in names}
 
 
 def sharing(
@@ -114,8 +120,9 @@ def sharing(
         if attend_by_document(beneath(model)):
             with _as_trained(dtype):
                 after = _logits_after(model, first, second)
-            if _equal(alone, after, str(dtype).removeprefix("torch.")):
-                return replace(collate, arranged="line")
+            name = str(dtype).removeprefix("torch.")
+            if _equal(alone, after, name):
+                return replace(collate, arranged="line", step=_LINES[name])
             attend_by_mask(beneath(model))
     return replace(collate, arranged="windows") if keeps_apart(model, first, second) else collate
 
