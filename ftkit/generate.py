@@ -96,11 +96,14 @@ def load_generator(run: RunDir, machine: Machine) -> Generator:
 
 
 def load_base(run: RunDir, machine: Machine, generator: Generator) -> PreTrainedModel | None:
-    """The run's base alone; None where there is none to compare with: from scratch, or without a head of its own."""
+    """The run's base alone, in 4 bits where the run's model is on such a one.
+
+    None where there is none to compare with: from scratch, or without a head of its own.
+    """
     trained = trained_by(run)
     if trained.plan["base"]["ref"] is None:
         return None
-    loaded = _loader(trained, generator.tokenizer, machine)(trained.base(), False)
+    loaded = _loader(trained, generator.tokenizer, machine)(trained.base(), trained.quantised)
     if loaded.head:
         return None
     inference_mode(loaded.model)

@@ -49,13 +49,14 @@ def evaluate_chats(
 ) -> tuple[EvalReport, Difference | None]:
     """The run's model, as it is used, and its base on the rows of ``source`` or, for None, on the run's own test rows.
 
-    By the metrics of the run's recipe; the base is not quantised. For its own rows also how far they are from what the
-    run reported. Raises RecipeError where these cannot be read again, DataError for rows that cannot be used.
+    By the metrics of the run's recipe; the base is in 4 bits where the run's model is on such a one. For its own rows
+    also how far they are from what the run reported. Raises RecipeError where these cannot be read again, DataError for
+    rows that cannot be used.
     """
     trained = trained_by(run)
     exam = exam_of(trained, source)
     load = loader_of(trained, exam.chat, machine)
-    base = load(trained.base(), False).model
+    base = load(trained.base(), trained.quantised).model
     inference_mode(base)
     baseline = _sit(exam, base, console, "the base")
     del base  # two models need not stand in memory at once

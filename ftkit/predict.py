@@ -11,7 +11,7 @@ from ftkit.errors import Problem, RecipeError
 from ftkit.evals.thresholds import apply_thresholds
 from ftkit.files import read_json
 from ftkit.models.base import Loaded, load_classifier, load_tokenizer
-from ftkit.models.hardware import Machine
+from ftkit.models.hardware import Machine, training_dtype
 from ftkit.models.locate import BaseFiles
 from ftkit.rundir import RunDir
 from ftkit.tasks.batches import chunks
@@ -62,7 +62,7 @@ def predictor_of(trained: Trained, machine: Machine) -> Predictor:
         pad, vocab = reader.chat.pad_token_id, len(reader.tokenizer)
         load = trained.language_loader("causal", pad_token_id=pad, vocab=vocab, machine=machine)
     else:
-        load = _with_head(trained, facts, reader)
+        load = _with_head(trained, facts, reader, machine)
     model = trained.model(load, machine)
     return Predictor(model, reader, tuple(facts["labels"]), facts["multi_label"], tuple(facts["thresholds"]))
 
@@ -91,7 +91,9 @@ def _reader(own: BaseFiles, facts: dict[str, Any]) -> Reader:
     return WordsReader(chat, words["prompt"], tuple(words["said"]), length, limit)
 
 
-def _with_head(trained: Trained, facts: dict[str, Any], reader: Reader) -> Callable[[BaseFiles, bool], Loaded]:
+def _with_head(
+    trained: Trained, facts: dict[str, Any], reader: Reader, machine: Machine
+) -> Callable[[BaseFiles, bool], Loaded]:
     """What loads a classifier, quantised but for the modules that the adapter holds whole, of which the head is one."""
     import torch
 
@@ -106,6 +108,7 @@ def _with_head(trained: Trained, facts: dict[str, Any], reader: Reader) -> Calla
             seed=0,
             trust_remote_code=trained.trusted,
             skip_quantising=whole,
+            compute=training_dtype(trained.plan["recipe"]["train"]["precision"], machine, files.width),
         )
 
     return load

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,15 +12,13 @@ from pydantic import TypeAdapter
 
 from ftkit.errors import Problem, RecipeError
 from ftkit.files import read_json
-from ftkit.merging import full_precision
 from ftkit.models.adapters import Adapter
-from ftkit.models.base import Loaded, inference_mode, load_adaptable, load_language_model
+from ftkit.models.base import Loaded, inference_mode, load_adaptable, load_language_model, with_saved_adapter
 from ftkit.models.fingerprint import check_base
 from ftkit.models.hardware import Machine
 from ftkit.models.locate import BaseFiles, locate
 from ftkit.models.placement import placement_of
 from ftkit.rundir import RunDir
-from ftkit.tasks.section import Into
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +51,11 @@ class Trained:
         adapter: Adapter | None = self.section("adapter", Adapter | None)
         return adapter
 
+    @property
+    def quantised(self) -> bool:
+        """Whether it is used as it was measured, on a base in 4 bits: a merged model is in full precision."""
+        return self.folder == self.run.adapter and self.adapter is not None and self.adapter.quantize is not None
+
     def section(self, name: str, kind: Any) -> Any:
         """A section of the run's recipe as the object that it was."""
         return TypeAdapter(kind).validate_json(json.dumps(self.plan["recipe"][name]))
@@ -68,11 +70,9 @@ class Trained:
         return files
 
     def model(self, load: Callable[[BaseFiles, bool], Loaded], machine: Machine) -> PreTrainedModel:
-        """The trained model on the machine's device; ``load`` loads a whole model, quantised or not."""
+        """The trained model on the machine's device, as eval.json has it; ``load``: a whole one, in 4 bits or not."""
         if self.folder == self.run.adapter:
-            loftq = self.adapter is not None and self.adapter.init == "loftq"
-            into: Into = "dequantised" if loftq else "full"
-            model = full_precision(partial(load, self.base()), self.folder, into)
+            model = with_saved_adapter(load(self.base(), self.quantised).model, self.folder)
         else:
             model = load(self.own, False).model
         if not placement_of(model).spread:

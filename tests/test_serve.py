@@ -576,6 +576,33 @@ class TestStart:
             "  --port   Address already in use. Choose another with --host and --port (0: one that is free)."
         )
 
+    def test_adapters_on_4_bits_share_one_base_in_4_bits(self, decoder, tmp_path):
+        """Each with the logits that it has alone. A merged one is another model, and has a base of its own."""
+        import torch
+
+        from ftkit.answer import load_answerer
+        from ftkit.trained import trained_by
+
+        qlora, machine = "{type: lora, r: 8, alpha: 16, quantize: nf4}", inspect_machine()
+        runs = []
+        for name, merge in (("first", "false"), ("second", "false"), ("merged", "{tolerance: 0.9}")):
+            settings = {"adapter": qlora, "merge": merge, "eval": "{metrics: [perplexity], max_new_tokens: 4}"}
+            train = f"{{epochs: 1, batch_size: 8, learning_rate: 5e-3, seed: {len(runs)}}}"
+            path = write_recipe(tmp_path, decoder("llama"), name=name, train=train, **settings)
+            runs.append(RunDir(carried_out(path, tmp_path / name)))
+        served = load_served(runs, machine)
+        assert served["first"].model is served["second"].model
+        assert served["merged"].adapter is None
+        ids = torch.tensor([served["first"].going_on("What is two and three?")])
+        found = []
+        for name, run in zip(("first", "second"), runs, strict=False):
+            served[name].model.set_adapter(served[name].adapter)
+            alone = load_answerer(trained_by(run), machine).model
+            with torch.inference_mode():
+                found.append(served[name].model(ids).logits)
+                torch.testing.assert_close(found[-1], alone(ids).logits, rtol=0, atol=1e-5)
+        assert float((found[0] - found[1]).abs().max()) > 1e-2
+
     def test_two_runs_need_two_names(self, place, tmp_path):
         import shutil
 

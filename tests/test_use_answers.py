@@ -331,8 +331,9 @@ def test_label_words_are_measured_again_with_what_is_no_label(worded):
     assert [json.loads(line)["prediction"] for line in printed.splitlines()] == [row["prediction"] for row in reported]
 
 
-def test_an_adapter_that_began_with_loftq_gets_the_base_it_knows(decoder, tmp_path, pico):
-    """Its base is the 4-bit one written out. LoftQ needs a GPU to begin; QLoRA's adapter here stands in for its own."""
+@pytest.mark.parametrize("adapter", ["{type: lora, r: 8, quantize: nf4}", "{type: lora, r: 8, dora: true, quantize: nf4}"])
+def test_an_adapter_on_4_bits_is_used_on_the_4_bits_that_it_was_measured_on(adapter, tmp_path, pico):
+    """In full precision the base is another, which nothing was measured on, and may not fit where it was trained."""
     from ftkit.models.hardware import inspect_machine
     from ftkit.predict import load_predictor
     from ftkit.rundir import RunDir
@@ -344,24 +345,39 @@ def test_an_adapter_that_began_with_loftq_gets_the_base_it_knows(decoder, tmp_pa
         pico("bert"),
         task="{type: classify, labels: [bad, good]}",
         data="{train: train.csv, valid: 0%, test: test.csv}",
-        adapter="{type: lora, r: 8, alpha: 8, quantize: nf4}",
+        adapter=adapter,
         train="{epochs: 1, batch_size: 8, learning_rate: 5e-3, precision: float32, seed: 7}",
         merge="false",
     )
     folder = carried_out(path, tmp_path / "run")
+    reported = lines(folder, "predictions.jsonl")
+    predictor = load_predictor(RunDir(folder), inspect_machine())
+    assert predictor.model.get_base_model().is_loaded_in_4bit
+    for answer, row in zip(predictor.predict(row["input"] for row in reported), reported, strict=True):
+        assert answer["scores"]["good"] == pytest.approx(row["scores"]["good"], abs=1e-6)
 
-    def far() -> float:
-        reported = lines(folder, "predictions.jsonl")
-        found = load_predictor(RunDir(folder), inspect_machine()).predict(row["input"] for row in reported)
-        return max(
-            abs(answer["scores"]["good"] - row["scores"]["good"]) for answer, row in zip(found, reported, strict=True)
-        )
 
-    assert far() > 1e-4  # of another adapter it is the full-precision base
-    plan = read(folder, "plan.json")
-    plan["recipe"]["adapter"]["init"] = "loftq"
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    assert far() < 1e-5
+def test_answers_on_4_bits_are_those_that_were_measured(decoder, tmp_path):
+    """Predicted, and measured again with the base beside it; both as eval.json has them."""
+    path = write_recipe(
+        tmp_path,
+        decoder("llama"),
+        adapter="{type: lora, r: 8, alpha: 16, quantize: nf4}",
+        eval="{metrics: [perplexity, exact_match], max_new_tokens: 24}",
+        merge="false",
+    )
+    folder = carried_out(path, tmp_path / "run")
+    stored = read(folder, "eval.json")["models"]
+    code, printed, errors = ftkit("eval", "run", "--json", folder=tmp_path)
+    assert code == 0, errors
+    again = json.loads(printed)
+    for name in ("baseline", "adapter"):
+        assert again["models"][name]["metrics"] == pytest.approx(stored[name]["metrics"], rel=1e-4)
+    assert again["largest_difference"] < 1e-3
+    assert again["answers_changed"] == 0
+    code, printed, _ = ftkit("predict", "run", "--in", "test.jsonl", "--json", folder=tmp_path)
+    said = [json.loads(line)["prediction"] for line in printed.splitlines()]
+    assert said == [row["prediction"] for row in lines(folder, "predictions.jsonl")]
 
 
 def prompts(rows: list[dict], *, prompt: str | None = None, system: str | None = None, **columns: str):

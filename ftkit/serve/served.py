@@ -12,7 +12,7 @@ from ftkit.answer import chat_of, load_answerer, loader_of
 from ftkit.errors import Problem, RecipeError
 from ftkit.files import read_json
 from ftkit.generate import NEW_TOKENS, load_generator
-from ftkit.models.base import weights_dtype
+from ftkit.models.base import inference_mode, weights_dtype
 from ftkit.models.hardware import Machine
 from ftkit.predict import Predictor, load_predictor
 from ftkit.records import Turn
@@ -187,10 +187,12 @@ def _base_of(run: RunDir, machine: Machine) -> tuple[Any, ...] | None:
     """What two runs have in common whose adapters can stand on one base; None where this run's can on none.
 
     Not where the adapter brings embeddings or whole modules, where PEFT changes the base's weights to begin with, nor
-    where it was trained on a base in 4 bits, as which base in full precision it then has is the recipe's to say.
+    where it was trained on a base in 4 bits and is merged: that model is another than the one on the 4 bits.
     """
     trained = trained_by(run)
-    if trained.adapter is None or trained.adapter.quantize is not None or not run.adapter.is_dir():
+    if trained.adapter is None or not run.adapter.is_dir():
+        return None
+    if trained.adapter.quantize is not None and not trained.quantised:
         return None
     config = read_json(run.adapter / "adapter_config.json")
     plain = config.get("init_lora_weights", True) in (True, False) and trained.adapter.init == "default"
@@ -199,7 +201,7 @@ def _base_of(run: RunDir, machine: Machine) -> tuple[Any, ...] | None:
     if config.get("bias", "none") != "none":
         return None
     dtype = weights_dtype(trained.plan["recipe"]["train"]["precision"], machine, trained.adapter)
-    return base_address(trained.plan["base"]), config["peft_type"], trained.trusted, dtype
+    return base_address(trained.plan["base"]), config["peft_type"], trained.trusted, dtype, trained.quantised
 
 
 def _on_one_base(runs: Mapping[str, RunDir], machine: Machine) -> dict[str, Language]:
@@ -215,5 +217,5 @@ def _on_one_base(runs: Mapping[str, RunDir], machine: Machine) -> dict[str, Lang
             adapter = f"adapter{number}"
             model.load_adapter(run.adapter, adapter, torch_device=machine.device)
         found[name] = _talking(name, trained, model, chat, adapter)
-    model.eval()
+    inference_mode(model)
     return found
