@@ -331,7 +331,9 @@ def test_label_words_are_measured_again_with_what_is_no_label(worded):
     assert [json.loads(line)["prediction"] for line in printed.splitlines()] == [row["prediction"] for row in reported]
 
 
-@pytest.mark.parametrize("adapter", ["{type: lora, r: 8, quantize: nf4}", "{type: lora, r: 8, dora: true, quantize: nf4}"])
+@pytest.mark.parametrize(
+    "adapter", ["{type: lora, r: 8, quantize: nf4}", "{type: lora, r: 8, dora: true, quantize: nf4}"]
+)
 def test_an_adapter_on_4_bits_is_used_on_the_4_bits_that_it_was_measured_on(adapter, tmp_path, pico):
     """In full precision the base is another, which nothing was measured on, and may not fit where it was trained."""
     from ftkit.models.hardware import inspect_machine

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from ftkit.errors import DataError, MachineError, Problem
+from ftkit.export.disk import OnDisk
 from ftkit.files import write_json
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class Shards:
         self._folder, self._groups = folder, _groups(planned, most)
         self._waiting = [(number, tensor) for number, group in enumerate(self._groups) for tensor in group]
         self._waiting.reverse()
-        self._open: tuple[int, IO[bytes]] | None = None
+        self._open: tuple[int, OnDisk] | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -216,18 +217,15 @@ class Shards:
             names = {tensor.name: self._name(n) for n, group in enumerate(self._groups) for tensor in group}
             write_json(self._folder / INDEX, {"metadata": {"total_size": total}, "weight_map": names})
 
-    def _file(self, number: int) -> IO[bytes]:
+    def _file(self, number: int) -> OnDisk:
         if self._open is None or self._open[0] != number:
             self._close()
-            # One that is not buffered: blocks are large, and would be copied once more.
-            file = self._stack.enter_context((self._folder / self._name(number)).open("wb", buffering=0))
+            file = self._stack.enter_context(OnDisk(self._folder / self._name(number)))
             file.write(_header(self._groups[number]))
             self._open = number, file
         return self._open[1]
 
     def _close(self) -> None:
-        if self._open is not None:
-            os.fsync(self._open[1].fileno())
         self._open = None
         self._stack.close()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ftkit.errors import NotProved, Problem
 from ftkit.export.blocks import computed, planned
-from ftkit.export.tensors import Stored, read_index
+from ftkit.export.disk import let_go
+from ftkit.export.tensors import BLOCK, Stored, read_index
 from ftkit.export.updates import Changes
 
 
@@ -34,7 +35,7 @@ def check_merged(base: Path, changes: Changes, folder: Path) -> None:
 
 
 def _compare(written: Stored, blocks: Iterator[memoryview]) -> None:
-    begin = written.begin
+    begin = kept = written.begin
     with written.file.open("rb", buffering=0) as file:
         file.seek(begin)
         buffer = bytearray()
@@ -45,6 +46,9 @@ def _compare(written: Stored, blocks: Iterator[memoryview]) -> None:
             # A bytearray compares all bytes at once, a view one by one.
             if count != len(block) or buffer != block:
                 raise _differs(written.name, f"differs in the bytes from {file.tell() - (count or 0) - begin:,} on")
+            if file.tell() - kept >= BLOCK:
+                let_go(file, kept, file.tell())
+                kept = file.tell()
 
 
 def _differs(name: str, what: str) -> NotProved:
