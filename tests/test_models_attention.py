@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from ftkit.models.attention import BY_DOCUMENT, attend_by_document, attend_by_mask, attend_in_blocks
+from ftkit.models.narrow_heads import attend_with_narrow_heads
 from tests.conftest import pico_config
 
 WINDOW = 8
@@ -59,11 +60,17 @@ def test_logits_and_gradients_are_those_of_the_mask(family):
             torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-4)
 
 
+def attend_narrow(query, key, value, documents):
+    rows = zip(query, key, value, documents, strict=True)
+    return torch.stack([attend_with_narrow_heads()(*own, tuple(lengths)) for *own, lengths in rows])
+
+
+@pytest.mark.parametrize("attend", [attend_in_blocks, attend_narrow])
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize(
     "documents", [[[300]], [[1]], [[128, 128]], [[127, 1, 129, 60]], [[40] * 8, [1, 200, 90, 29]], [[3, 5], [8]]]
 )
-def test_blocks_are_attention_over_the_square(documents, heads, groups):
+def test_blocks_are_attention_over_the_square(documents, heads, groups, attend):
     """Values and gradients, in float64, of documents that end within blocks, at their borders and beyond them."""
     torch.manual_seed(0)
     total = sum(documents[0])
@@ -74,7 +81,7 @@ def test_blocks_are_attention_over_the_square(documents, heads, groups):
     expected = torch.nn.functional.scaled_dot_product_attention(
         *states, attn_mask=seen, scale=1.0, enable_gqa=True
     ).transpose(1, 2)
-    found = attend_in_blocks(*states, documents)
+    found = attend(*states, documents)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     upstream = torch.randn_like(expected)
     gradients = [torch.autograd.grad(each, states, upstream) for each in (found, expected)]
@@ -82,9 +89,10 @@ def test_blocks_are_attention_over_the_square(documents, heads, groups):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def kernels_of(model, batch, *, trained):
-    """The names of torch's operations in a forward pass, in bfloat16 as a training's is."""
-    with torch.set_grad_enabled(trained), torch.autocast("cpu", torch.bfloat16):
+def kernels_of(model, batch, *, trained, dtype=torch.bfloat16):
+    """The names of torch's operations in a forward pass, as a training's is in a number format."""
+    halved = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    with torch.set_grad_enabled(trained), halved:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
             logits = model(**batch, use_cache=False).logits
     return {event.key for event in seen.key_averages()}, logits.detach().float()
@@ -105,6 +113,33 @@ def test_a_training_in_bfloat16_attends_in_blocks(family, lengths):
     assert float((found - exact).abs().max()) <= limit
     names, _ = kernels_of(separate, batch, trained=False)
     assert any("flash_attention" in name for name in names)  # what is measured is measured as other models are
+
+
+@pytest.mark.parametrize(("heads", "narrow"), [(4, True), (2, False)])
+def test_a_training_in_float32_computes_narrow_heads_by_itself(heads, narrow):
+    """Heads of 8 numbers, and of 16, which SDPA computes as fast; nor does it where nothing is trained, or some dropped."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        config = pico_config("llama")
+        config.hidden_size, config.num_attention_heads, config.num_key_value_heads = 32, heads, heads // 2
+        config.head_dim = 32 // heads
+        models.append(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())
+    masked, separate = models
+    assert attend_by_document(separate)
+    for lengths in (LENGTHS, (64,), (230, 3, 100)):
+        batch = line(lengths)
+        for model in models:
+            model.config.max_position_embeddings = 512
+        names, found = kernels_of(separate, batch, trained=True, dtype=torch.float32)
+        assert any("flash_attention" in name for name in names) != narrow
+        torch.testing.assert_close(found, masked(**batch, use_cache=False).logits, rtol=1e-4, atol=1e-5)
+        names, _ = kernels_of(separate, batch, trained=False, dtype=torch.float32)
+        assert any("flash_attention" in name for name in names)
+    for layer in separate.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    names, _ = kernels_of(separate.train(), line(LENGTHS), trained=True, dtype=torch.float32)
+    assert any("scaled_dot_product" in name for name in names)
 
 
 def test_long_documents_and_dropout_are_left_to_sdpa():

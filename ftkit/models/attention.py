@@ -4,8 +4,9 @@ transformers keeps such documents apart with a mask over the square of the whole
 processor that square is most of a small model's work. Registered as an attention of its own, as transformers' guide to
 its attention interface shows; where a model asks for anything else than plain causal attention, SDPA's answers.
 
-In float32 SDPA attends to one document after the other. A training in bfloat16 attends in blocks, as plain products:
-on a processor torch's fused attention takes two to four times as long there (docs/log.md).
+In float32 SDPA attends to one document after the other, unless heads are narrow (narrow_heads.py). A training in
+bfloat16 attends in blocks, as plain products: on a processor torch's fused attention takes two to four times as long
+there (docs/log.md).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from ftkit.models.narrow_heads import NARROWER_THAN, attend_with_narrow_heads
 
 if TYPE_CHECKING:
     import torch
@@ -83,10 +86,15 @@ def _attention(
     if attention_mask is None and position_ids is not None and query.shape[2] == key.shape[2]:
         documents = _documents(position_ids)
         whole = documents or [[query.shape[2]]] * len(query)
-        if _in_training(query) == torch.bfloat16 and max(map(max, whole)) <= _LONGEST and _is_usual(module, others):
-            scale = others.get("scaling") or query.shape[-1] ** -0.5
+        trained = _in_training(query) if _is_usual(module, others) else None
+        scale = others.get("scaling") or query.shape[-1] ** -0.5
+        if trained == torch.bfloat16 and max(map(max, whole)) <= _LONGEST:
             query, key, value = (query * scale).bfloat16(), key.bfloat16(), value.bfloat16()
             return attend_in_blocks(query, key, value, whole), None
+        if trained == torch.float32 and query.shape[-1] < NARROWER_THAN:
+            states = zip(query * scale, key, value, whole, strict=True)
+            attend = attend_with_narrow_heads()
+            return torch.stack([attend(*own, tuple(lengths)) for *own, lengths in states]), None
     if documents is None:
         return plain(module, query, key, value, attention_mask, position_ids=position_ids, **others)
     rows = zip(documents, *(torch.split(states, 1) for states in (query, key, value)), strict=True)
