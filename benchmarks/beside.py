@@ -40,10 +40,14 @@ def base_folder(base: str) -> Path:
 
 
 def plain(script: str, base: Path, train: Path, out: Path, options: Mapping[str, object]) -> Trained:
-    """A plain script on the rows of ``train``; its adapter stands in ``out``."""
+    """A plain script on the rows of ``train``; its adapter stands in ``out``.
+
+    What datasets made of the rows in an earlier run is not used again: ftkit prepares its rows within the run too.
+    """
     command = [sys.executable, str(HERE / script), str(base), str(train), str(out)]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    environment = {**ENVIRONMENT, "HF_DATASETS_CACHE": str(out.with_name(f"{out.name}-cache"))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])

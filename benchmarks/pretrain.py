@@ -5,8 +5,8 @@
 
 Lines of the texts are the documents; longer ones are cut to what the model holds, as the plain script would drop the
 rest. The base's special tokens are left out of them: to ftkit such a mark in a text is text, to the script it is the
-token (WikiText has many an <unk>). Both train in float32, with a rate that falls from the first step on, as the script does by default. Prints each
-run and the ratios, to be quoted with the machine and what else it was doing.
+token (WikiText has many an <unk>). Both train in float32, with a rate that falls from the first step on, as the script
+does by default. Prints each run and the ratios, to be quoted with the machine and what else it was doing.
 """
 
 from __future__ import annotations

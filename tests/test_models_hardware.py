@@ -60,7 +60,7 @@ def test_how_wide_a_model_is(config, width, tmp_path: Path):
 
 @pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE", "CUDA_VISIBLE_DEVICES": "1"}])
 def test_what_the_user_has_set_stays(own):
-    usual = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "0"}
+    usual = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "0"}
     given = {name: value for name, value in os.environ.items() if name not in usual} | own
     done = subprocess.run([sys.executable, "-c", SET], env=given, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == usual | own

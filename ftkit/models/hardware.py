@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 # Spins of libgomp before a thread sleeps. Training a toy Llama made 8,500 tokens a second with none, 13,100 with 1,000
 # and with the library's own 300,000; with another program on one of two cores 8,100, 5,900 and 4,400 (2026-11-25).
 _SPINS = "1000"
-# Products that oneDNN keeps compiled, each with working memory of its own; 1,024 by itself. recipes/questions.yaml
-# trained with 1,415 MiB and 1,024 of them, with 1,251 and 128, recipes/sentiment.yaml with 2,250 and 1,910, at the same
-# speed; with 32 a small Llama lost a tenth of its speed (2 cores, bfloat16, 2026-11-26).
-_COMPILED = "128"
+# Products that oneDNN keeps compiled, each with working memory of its own; 1,024 by itself. recipes/sentiment.yaml
+# trained with 2,250 MiB and 1,024 of them, with 1,910 and 128, at the same speed. Of 64 and 128, in turn: sentiment
+# 1,720 and 1,753 MiB at 4,460 and 4,280 tokens a second, questions 1,103 and 1,136 at 6,470 and 6,960 (2 cores,
+# bfloat16, 2026-11-26); with 32 a small Llama lost a tenth of its speed.
+_COMPILED = "64"
 # Width from which a processor gains by bfloat16. A Llama of five layers, tokens a second in float32 and bfloat16: 64
 # wide 16,700 and 11,400, with 683 and 860 MiB; 128 wide 10,000 and 11,700; 256 wide 5,800 and 7,800 (2 cores,
 # 2026-11-26).

@@ -205,16 +205,19 @@ def answered_side(chat: Chat, task: Sft, rows: Sequence[Conversation], most: int
 
 def _encoded(chat: Chat, task: Sft, rows: Sequence[Conversation]) -> Answers:
     """All rows in full. Raises DataError for those that cannot be rendered."""
-    found: list[Answered] = []
     problems: list[Problem] = []
-    for row in rows:
-        try:
-            found.append(chat.encode(row, task.train_on))
-        except Unfit as unfit:
-            problems.append(Problem("", row.where, str(unfit)))
+
+    def found() -> Iterator[Answered]:  # one at a time: as lists of numbers all rows would take seventy bytes a token
+        for row in rows:
+            try:
+                yield chat.encode(row, task.train_on)
+            except Unfit as unfit:
+                problems.append(Problem("", row.where, str(unfit)))
+
+    encoded = Answers(found())
     if problems:
         raise data_error("the data", problems)
-    return Answers(found)
+    return encoded
 
 
 def _within(
@@ -224,23 +227,29 @@ def _within(
 
     Raises DataError for longer rows where the recipe says that they are an error.
     """
-    kept: list[tuple[Conversation, Answered]] = []
+    kept: list[Conversation] = []
     dropped: list[tuple[Conversation, TooLong]] = []
-    for row, own in zip(rows, encoded, strict=True):
-        long = most is not None and len(own.ids) > most
-        found = fit(chat, row, most, task.too_long, task.train_on) if long and most is not None else own
-        if isinstance(found, TooLong):
-            dropped.append((row, found))
-        else:
-            kept.append((row, found))
+    cut = 0
+
+    def fitting() -> Iterator[Answered]:
+        nonlocal cut
+        for row, own in zip(rows, encoded, strict=True):
+            long = most is not None and len(own.ids) > most
+            found = fit(chat, row, most, task.too_long, task.train_on) if long and most is not None else own
+            if isinstance(found, TooLong):
+                dropped.append((row, found))
+            else:
+                kept.append(row)
+                cut += found.cut > 0
+                yield found
+
+    answers = Answers(fitting())
     if dropped and task.too_long == "error":
         raising = " raise train.max_length," if train else ""
         fix = f"and {most:,} fit. Shorten it,{raising} or write task.too_long: drop."
         problems = [Problem("", row.where, f"{found.length:,} tokens, {fix}") for row, found in dropped]
         raise data_error("the data", problems)
-    places = tuple(row.where for row, _ in dropped)
-    cut = sum(found.cut > 0 for _, found in kept)
-    return AnsweredSide(tuple(row for row, _ in kept), Answers(found for _, found in kept), places, cut)
+    return AnsweredSide(tuple(kept), answers, tuple(row.where for row, _ in dropped), cut)
 
 
 def _check_length(loaded: LoadedRecipe, limit: int | None) -> None:
