@@ -163,6 +163,8 @@ def test_adapters_that_cannot_be_read(made: Made, tmp_path: Path) -> None:
         "  adapter   model.layers.0.self_attn.q_proj.weight would hold values that are no finite numbers. Train or "
         "fetch the adapter again."
     )
+    change(weights, "layers.0.self_attn.q_proj.lora_B", lambda held: held.nan_to_num() * 0 + 3e38)
+    assert "would hold values that are no finite numbers" in refusal(made, out)
     (made.adapter / "adapter_config.json").write_text("{")
     assert refusal(made, out) == (
         "error: ADAPTER/adapter_config.json cannot be read\n  adapter   Fetch or save the adapter again."
@@ -243,6 +245,26 @@ def test_no_space_is_known_before_the_first_byte(made: Made, tmp_path: Path, mon
     monkeypatch.setattr(tensors.shutil, "disk_usage", lambda _: used._replace(free=100_000))
     text = refusal(made, tmp_path / "out", MachineError)
     assert text.startswith(f"error: no space left for {tmp_path / 'out'}\n  disk   0.00 GiB are needed and 0.00 are")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_largest_values_of_a_format_are_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Their sum exceeds what float32 holds."""
+    made, most = make(CASES["lora"], tmp_path, dtype=dtype), torch.finfo(dtype).max
+    change(made.base / "model.safetensors", "q_proj", lambda held: torch.full_like(held, most))
+    merge(made, tmp_path / "out")
+    found = written(tmp_path / "out")["model.layers.0.self_attn.q_proj.weight"]
+    assert bool(found.isfinite().all())
+    assert float(found.float().max()) == most
+
+
+def test_an_update_that_only_float32_can_hold_is_refused(tmp_path: Path) -> None:
+    made = make(CASES["lora"], tmp_path, dtype=torch.float16)
+    factors = made.adapter / "adapter_model.safetensors"
+    change(factors, "layers.0.self_attn.q_proj.lora", lambda held: torch.full_like(held, 300.0))
+    assert "model.layers.0.self_attn.q_proj.weight would hold values that are no finite" in refusal(
+        made, tmp_path / "out"
+    )
 
 
 class _Stops(LowRank):

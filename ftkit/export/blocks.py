@@ -113,7 +113,7 @@ def _rounded(values: torch.Tensor, header: Header) -> memoryview:
 
     new = values.to(_torch(header.dtype)).reshape(-1)
     bits, exponent = _EXPONENTS[header.dtype]
-    # Four times as fast as isfinite, or as a sum, which may also be infinite where no value is.
+    # Four times as fast as a sum, which may be infinite where no value is; isfinite takes eight times as long as that.
     if len(new) and int(new.view(getattr(torch, bits)).bitwise_and(exponent).max()) == exponent:
         fix = f"{header.name} would hold values that are no finite numbers. Train or fetch the adapter again."
         raise DataError("the adapter seems to be broken", [Problem("", "adapter", fix)])
