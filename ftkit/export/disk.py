@@ -8,6 +8,7 @@ after this it comes from the disk.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +22,11 @@ _AT_ONCE = 64 * 2**20  # bytes after which what was written is brought to the di
 def let_go(file: IO[bytes], begin: int, end: int) -> None:
     """The bytes from ``begin`` to ``end``, which stand on the disk and are not needed soon, need not stay in memory.
 
-    Only whole pages are let go of. Does nothing on systems that cannot be told so, such as macOS.
+    Only whole pages are let go of. It is advice: on systems and file systems that take none, such as macOS, they stay.
     """
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):
+            os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 class OnDisk:
