@@ -353,10 +353,14 @@ def test_an_adapter_on_4_bits_is_used_on_the_4_bits_that_it_was_measured_on(adap
     )
     folder = carried_out(path, tmp_path / "run")
     reported = lines(folder, "predictions.jsonl")
-    predictor = load_predictor(RunDir(folder), inspect_machine())
-    assert predictor.model.get_base_model().is_loaded_in_4bit
-    for answer, row in zip(predictor.predict(row["input"] for row in reported), reported, strict=True):
-        assert answer["scores"]["good"] == pytest.approx(row["scores"]["good"], abs=1e-6)
+    plan = read(folder, "plan.json")
+    for init in ("default", "loftq"):  # LoftQ needs a GPU to begin; QLoRA's adapter stands in for its own
+        plan["recipe"]["adapter"]["init"] = init
+        (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+        predictor = load_predictor(RunDir(folder), inspect_machine())
+        assert predictor.model.get_base_model().is_loaded_in_4bit
+        for answer, row in zip(predictor.predict(row["input"] for row in reported), reported, strict=True):
+            assert answer["scores"]["good"] == pytest.approx(row["scores"]["good"], abs=1e-6)
 
 
 def test_answers_on_4_bits_are_those_that_were_measured(decoder, tmp_path):
