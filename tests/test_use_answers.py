@@ -332,9 +332,13 @@ def test_label_words_are_measured_again_with_what_is_no_label(worded):
 
 
 @pytest.mark.parametrize(
-    "adapter", ["{type: lora, r: 8, quantize: nf4}", "{type: lora, r: 8, dora: true, quantize: nf4}"]
+    ("adapter", "begun"),
+    [
+        ("{type: lora, r: 8, alpha: 8, quantize: nf4}", ("default", "loftq")),
+        ("{type: lora, r: 8, dora: true, quantize: nf4}", ("default",)),
+    ],
 )
-def test_an_adapter_on_4_bits_is_used_on_the_4_bits_that_it_was_measured_on(adapter, tmp_path, pico):
+def test_an_adapter_on_4_bits_is_used_on_the_4_bits_that_it_was_measured_on(adapter, begun, tmp_path, pico):
     """In full precision the base is another, which nothing was measured on, and may not fit where it was trained."""
     from ftkit.models.hardware import inspect_machine
     from ftkit.predict import load_predictor
@@ -354,7 +358,7 @@ def test_an_adapter_on_4_bits_is_used_on_the_4_bits_that_it_was_measured_on(adap
     folder = carried_out(path, tmp_path / "run")
     reported = lines(folder, "predictions.jsonl")
     plan = read(folder, "plan.json")
-    for init in ("default", "loftq"):  # LoftQ needs a GPU to begin; QLoRA's adapter stands in for its own
+    for init in begun:  # LoftQ needs a GPU to begin; QLoRA's adapter stands in for its own
         plan["recipe"]["adapter"]["init"] = init
         (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
         predictor = load_predictor(RunDir(folder), inspect_machine())
