@@ -155,7 +155,7 @@ def _read_scores(path: Path) -> Scores:
 
 
 def _main() -> None:
-    from ftkit.models.hardware import peak_rss_mb, settle_environment
+    from ftkit.models.hardware import flush_subnormals, peak_rss_mb, settle_environment
 
     settle_environment()
     # Named here so that transformers, which imports lazily, does so before the task is there.
@@ -173,6 +173,7 @@ def _main() -> None:
         "causal": AutoModelForCausalLM,
         "masked": AutoModelForMaskedLM,
     }
+    flush_subnormals()
     quiet_libraries()
     task = json.loads(sys.stdin.readline())
     trusted = bool(task["trust_remote_code"])

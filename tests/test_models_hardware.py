@@ -23,6 +23,21 @@ names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEV
 print(json.dumps({name: os.environ[name] for name in names}))
 """
 
+FLUSHED = """
+import torch
+from ftkit.models.hardware import inspect_machine
+inspect_machine()
+torch.set_num_threads(4)
+tiny = torch.full((2**20,), 2e-38)
+print(int(torch.count_nonzero((tiny * 0.25).view(torch.int32))), int(torch.count_nonzero(tiny * 0.75)))
+"""
+
+
+def test_subnormal_numbers_are_0_in_all_threads():
+    """A fresh process, as threads take it over where they begin; a normal number of nearly that size stays."""
+    done = subprocess.run([sys.executable, "-c", FLUSHED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", str(2**20)]
+
 
 @pytest.mark.parametrize(
     ("precision", "machine", "width", "found"),

@@ -46,7 +46,7 @@ def compare_logits(base: Path, adapter: Path, merged: Path) -> Agreement:
 
 
 def _main(base: str, adapter: str, merged: str) -> None:
-    from ftkit.models.hardware import peak_rss_mb, settle_environment
+    from ftkit.models.hardware import flush_subnormals, peak_rss_mb, settle_environment
 
     settle_environment()
     import torch
@@ -55,6 +55,7 @@ def _main(base: str, adapter: str, merged: str) -> None:
 
     from ftkit.models.base import quiet_libraries
 
+    flush_subnormals()
     quiet_libraries()
     config = transformers.AutoConfig.from_pretrained(merged)
     kind = getattr(transformers, config.architectures[0])

@@ -4,9 +4,9 @@ transformers keeps such documents apart with a mask over the square of the whole
 processor that square is most of a small model's work. Registered as an attention of its own, as transformers' guide to
 its attention interface shows; where a model asks for anything else than plain causal attention, SDPA's answers.
 
-In float32 SDPA attends to one document after the other, unless heads are narrow (narrow_heads.py). A training in
-bfloat16 attends in blocks, as plain products: on a processor torch's fused attention takes two to four times as long
-there (docs/log.md).
+In float32 SDPA attends to one document after the other, on AMD's processors unless heads are narrow (narrow_heads.py).
+A training in bfloat16 attends in blocks, as plain products: on a processor torch's fused attention takes two to four
+times as long there (docs/log.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ftkit.models.hardware import cpu_is_amd
 from ftkit.models.narrow_heads import NARROWER_THAN, attend_with_narrow_heads
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _attention(
         if trained == torch.bfloat16 and max(map(max, whole)) <= _LONGEST:
             query, key, value = (query * scale).bfloat16(), key.bfloat16(), value.bfloat16()
             return attend_in_blocks(query, key, value, whole), None
-        if trained == torch.float32 and query.shape[-1] < NARROWER_THAN:
+        if trained == torch.float32 and query.shape[-1] < NARROWER_THAN and cpu_is_amd():
             states = zip(query * scale, key, value, whole, strict=True)
             attend = attend_with_narrow_heads()
             return torch.stack([attend(*own, tuple(lengths)) for *own, lengths in states]), None

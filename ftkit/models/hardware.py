@@ -8,15 +8,17 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-# Spins of libgomp before a thread sleeps. Training a toy Llama made 8,500 tokens a second with none, 13,100 with 1,000
-# and with the library's own 300,000; with another program on one of two cores 8,100, 5,900 and 4,400 (2026-11-25).
-_SPINS = "1000"
+# Spins of libgomp before a thread sleeps. Waking one took 65 us on an Intel Xeon, where a spin is 11 ns: training a toy
+# Llama made 6,000 tokens a second with 1,000, 10,700 with 3,000, 12,200 with 20,000 and with the library's own 300,000;
+# with another program on one of two cores 4,700, 3,500, 1,700 and 600. An AMD EPYC made 13,100 with each (2026-11-26).
+_SPINS = "20000"
 # Products that oneDNN keeps compiled, each with working memory of its own; 1,024 by itself. recipes/sentiment.yaml
 # trained with 2,250 MiB and 1,024 of them, with 1,910 and 128, at the same speed. Of 64 and 128, in turn: sentiment
 # 1,720 and 1,753 MiB at 4,460 and 4,280 tokens a second, questions 1,103 and 1,136 at 6,470 and 6,960 (2 cores,
@@ -97,11 +99,24 @@ def settle_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def flush_subnormals() -> None:
+    """From here on numbers closer to 0 than a format's smallest normal one (1.2e-38 in float32) are 0.
+
+    A trained model's attention is full of such probabilities, and Intel's processors take many times as long for each.
+    Threads take this over from the one that starts them, so it must stand before torch starts any. Where a processor
+    has no such setting, nothing changes.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
+
+
 def inspect_machine() -> Machine:
-    """Looks at the machine through torch and psutil."""
+    """Looks at the machine through torch and psutil; from here on subnormal numbers are 0."""
     import psutil
     import torch
 
+    flush_subnormals()
     gpu = torch.cuda.is_available()
     properties = torch.cuda.get_device_properties(0) if gpu else None
     return Machine(
@@ -162,6 +177,12 @@ def _cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@cache
+def cpu_is_amd() -> bool:
+    """Whether the processor is AMD's, for which MKL, torch's library for products, has other code than for Intel's."""
+    return "AuthenticAMD" in (_cpuinfo() or platform.processor())
 
 
 def _cpu_has_bfloat16() -> bool:

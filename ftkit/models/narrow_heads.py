@@ -1,9 +1,9 @@
-"""Attention with heads of fewer than 16 numbers, in float32 on a processor, as a training computes it.
+"""Attention with heads of fewer than 16 numbers, in float32 on an AMD processor, as a training computes it.
 
 The products of a fused kernel have a few queries, or keys, on one side and the width of a head on the other. Where the
-one to be summed over is long and the result as narrow as 8, the processor's library takes four to six times as long as
-for the transposed product, which is the same sum. So each product here has its long side where that library wants it;
-from a width of 16 on it makes no difference (docs/log.md).
+one to be summed over is long and the result as narrow as 8, MKL on AMD's processors takes four to six times as long as
+for the transposed product, which is the same sum. So each product here has its long side where MKL wants it. From a
+width of 16 on it makes no difference; on Intel's processors SDPA's kernel is the faster one (docs/log.md).
 """
 
 from __future__ import annotations

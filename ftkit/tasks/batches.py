@@ -26,9 +26,9 @@ _LOGITS_AT_ONCE = 2**27
 # Tokens of one micro-batch of a language model's training, for the same reason: tiny-lm made 3,800 tokens a second with
 # 4,096 at once, 4,100 with 2,048 and 3,000 with 1,024, and held 1,866, 1,526 and 1,151 MiB (2 cores, 2026-11-25).
 _TRAINED_AT_ONCE = 2048
-# A narrow model holds less for each: 64 wide, DialogSum's batches (2,600 tokens) trained a sixth faster whole than in
-# two, with 50 MiB more; XQuAD's (3,200) no faster, with 65 MiB more (2 cores, 2026-11-26).
-_NARROW_TRAINED_AT_ONCE = 3072
+# A narrow model holds less for each: 64 wide, XQuAD's batches (3,800 tokens) and DialogSum's (3,400) trained 7% faster
+# whole than in two, with at most 84 MiB more (mean of six pairs, 2 cores, 2026-11-26).
+_NARROW_TRAINED_AT_ONCE = 4096
 
 
 def trained_at_once(machine: Machine, width: int | None) -> int | None:
