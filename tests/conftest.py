@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import os
 import random
+import sys
 import textwrap
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FTKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> None:
+    """A run in an earlier test has set them to 0 for the whole process."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -398,14 +398,18 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told there")
 def test_memory_does_not_grow_with_the_model(large: Made, tmp_path: Path) -> None:
-    """Beyond what importing torch takes; and neither transformers nor peft are imported."""
+    """Beyond what importing torch takes; and neither transformers nor peft are imported.
+
+    53 to 64 MiB on two cores of an Intel Xeon, whose products hold copies for each thread; less on an AMD EPYC. A
+    tensor of 25,000 rows in float32 would be 98 MiB, the base 180.
+    """
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(large.adapter), str(tmp_path / "out")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     grown, transformers, with_peft = done.stdout.splitlines()[-1].split()
     assert sum(path.stat().st_size for path in large.base.glob("*.safetensors")) > 180e6
-    assert float(grown) < 60
+    assert float(grown) < 80
     assert (transformers, with_peft) == ("False", "False")
 
 

@@ -103,8 +103,8 @@ def flush_subnormals() -> None:
     """From here on numbers closer to 0 than a format's smallest normal one (1.2e-38 in float32) are 0.
 
     A trained model's attention is full of such probabilities, and Intel's processors take many times as long for each.
-    Threads take this over from the one that starts them, so it must stand before torch starts any. Where a processor
-    has no such setting, nothing changes.
+    Threads take this over from the one that starts them, so it must stand before torch starts any; it is for the whole
+    process, Python's own numbers included. Where a processor has no such setting, nothing changes.
     """
     import torch
 
