@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # Spins of libgomp before a thread sleeps. Waking one took 65 us on an Intel Xeon, where a spin is 11 ns: training a toy
 # Llama made 6,000 tokens a second with 1,000, 10,700 with 3,000, 12,200 with 20,000 and with the library's own 300,000;
-# with another program on one of two cores 4,700, 3,500, 1,700 and 600. An AMD EPYC made 13,100 with each (2026-11-26).
+# with another program on one of two cores 4,700, 3,500, 1,700 and 600. An AMD EPYC made 13,100 to 13,500 with 1,000,
+# 3,000 and 300,000 (2026-11-26).
 _SPINS = "20000"
 # Products that oneDNN keeps compiled, each with working memory of its own; 1,024 by itself. recipes/sentiment.yaml
 # trained with 2,250 MiB and 1,024 of them, with 1,910 and 128, at the same speed. Of 64 and 128, in turn: sentiment
