@@ -137,10 +137,10 @@ def judge(report: EvalReport, folder: RunDir) -> None:
 def this_machine() -> Machine:
     """What this machine can do; the libraries' chatter is off from here on."""
     from ftkit.models.base import quiet_libraries
-    from ftkit.models.hardware import inspect_machine
+    from ftkit.models.hardware import settle_machine
 
     quiet_libraries()
-    return inspect_machine()
+    return settle_machine()
 
 
 def work_of(plan: Plan) -> Work:

@@ -18,7 +18,7 @@ import pytest
 from ftkit.answer import Answerer, load_answerer
 from ftkit.cli.chat import chat_with
 from ftkit.errors import RecipeError
-from ftkit.models.hardware import inspect_machine
+from ftkit.models.hardware import settle_machine
 from ftkit.records import Prompt, Turn
 from ftkit.rundir import RunDir
 from ftkit.serve.talk import new_talk
@@ -50,7 +50,7 @@ def place(decoder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def answerer(place) -> Answerer:
-    return load_answerer(trained_by(RunDir(place / "run")), inspect_machine())
+    return load_answerer(trained_by(RunDir(place / "run")), settle_machine())
 
 
 def predicted(answerer: Answerer, *turns: Turn) -> str:

@@ -96,7 +96,7 @@ def test_predict_leaves_no_half_written_file(place):
 
 def test_predict_holds_few_rows_at_a_time(place):
     """What is read ahead of an answer is bounded, so memory does not grow with the input."""
-    from ftkit.models.hardware import inspect_machine
+    from ftkit.models.hardware import settle_machine
     from ftkit.predict import load_predictor
     from ftkit.rundir import RunDir
 
@@ -109,7 +109,7 @@ def test_predict_holds_few_rows_at_a_time(place):
             yield "the film was great"
 
     run = RunDir(place / json.loads((place / "done.json").read_text())["run"])
-    answers = load_predictor(run, inspect_machine()).predict(endless())
+    answers = load_predictor(run, settle_machine()).predict(endless())
     for answered in range(1, 5000):
         next(answers)
         assert read <= answered + 1024

@@ -23,7 +23,7 @@ from ftkit.export.formats import FORMATS, exporting, parse
 from ftkit.export.source import Source
 from ftkit.export.tensors import read_index
 from ftkit.ladder.rungs import export_run, fall_of
-from ftkit.models.hardware import inspect_machine
+from ftkit.models.hardware import settle_machine
 from ftkit.remerge import merge_run
 from ftkit.report import rungs
 from ftkit.report.story import Story
@@ -419,7 +419,7 @@ class TestLadder:
     def test_an_export_that_scores_otherwise_is_not_proved_and_the_previous_one_stays(self, run):
         """The numbers on disk change between the comparison of tensors and the scoring."""
         target, kept = parse("safetensors:float32"), run.folder / "export" / "safetensors-float32"
-        export_run(run, [target], inspect_machine(), QUIET)
+        export_run(run, [target], settle_machine(), QUIET)
         before = (kept / "model.safetensors").read_bytes()
         report = (run.folder / "eval.json").read_bytes()
 
@@ -437,7 +437,7 @@ class TestLadder:
                 return None
 
         with pytest.raises(NotProved) as error:
-            export_run(run, [replace(target, format=Spoiled())], inspect_machine(), QUIET)
+            export_run(run, [replace(target, format=Spoiled())], settle_machine(), QUIET)
         assert error.value.headline == "safetensors:float32 is not shown to be the model"
         told = [(problem.subject, problem.message) for problem in error.value.problems]
         assert [subject for subject, _ in told] == ["f1", "max_abs_logit_diff", "argmax_agreement"]
@@ -464,7 +464,7 @@ class TestLadder:
                 backwards.config, backwards.device = honest.config, honest.device
                 return backwards
 
-        done = export_run(run, [replace(parse("onnx:int8"), format=Worse())], inspect_machine(), Console(quiet=True))
+        done = export_run(run, [replace(parse("onnx:int8"), format=Worse())], settle_machine(), Console(quiet=True))
         facts = done.report.exports["onnx:int8"]
         assert facts.metric == "f1"
         assert facts.metric_fall > 0.5
@@ -524,7 +524,7 @@ class TestRuns:
         plan = read(run.folder, "plan.json")
         plan["command"] = f"ftkit run {tmp_path}/elsewhere/recipe.yaml"
         run.plan.write_text(json.dumps(plan))
-        done = export_run(run, [parse("safetensors:bfloat16")], inspect_machine(), Console(quiet=True))
+        done = export_run(run, [parse("safetensors:bfloat16")], settle_machine(), Console(quiet=True))
         assert done.report.exports["safetensors:bfloat16"].seconds is None
         assert "safetensors:bfloat16" not in done.report.models
         assert "warning: exports are not scored, as the run's own rows cannot be read: " in capsys.readouterr().err
@@ -581,7 +581,7 @@ class TestLanguageModels:
 
     def test_without_llama_cpp_who_scores_is_said_once(self, answering, tmp_path, capsys):
         run = RunDir(Path(shutil.copytree(answering, tmp_path / "run")))
-        export_run(run, [parse("gguf:q8_0"), parse("gguf:f16")], inspect_machine(), Console(quiet=False))
+        export_run(run, [parse("gguf:q8_0"), parse("gguf:f16")], settle_machine(), Console(quiet=False))
         told = " ".join(capsys.readouterr().err.split())
         said = "GGUF files are scored by transformers: llama.cpp's own rounding and speed are not measured."
         assert told.count(f"{said} To have llama.cpp score them: pip install 'ftkit[llama]'") == 1

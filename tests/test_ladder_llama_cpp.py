@@ -21,7 +21,7 @@ from ftkit.export.gguf.quantise import QUANTISED, quantiser
 from ftkit.export.gguf_formats import Gguf, Ollama
 from ftkit.export.llama_cpp import LlamaCpp, version
 from ftkit.ladder.rungs import export_run
-from ftkit.models.hardware import inspect_machine
+from ftkit.models.hardware import settle_machine
 from ftkit.rundir import RunDir
 from ftkit.tasks.generation import generate
 from ftkit.tasks.language import score
@@ -105,7 +105,7 @@ def test_a_quantised_file_is_scored_with_the_rounding_of_llama_cpp(answering):
 def test_small_types_are_made_by_the_library_and_scored(answering, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", str(tmp_path))  # without llama-quantize
     run = RunDir(Path(shutil.copytree(answering, tmp_path / "run")))
-    done = export_run(run, [parse("gguf:q4_k_m")], inspect_machine(), Console(quiet=True))
+    done = export_run(run, [parse("gguf:q4_k_m")], settle_machine(), Console(quiet=True))
     facts = done.report.exports["gguf:q4_k_m"]
     assert facts.reader == f"llama.cpp {version()}"
     assert facts.metric_fall is not None

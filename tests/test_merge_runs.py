@@ -247,10 +247,10 @@ class TestWhoseAdapterItIs:
         }
 
     def test_other_weights_of_the_same_shapes_are_refused_where_the_adapter_is_used(self, copied):
-        from ftkit.models.hardware import inspect_machine
+        from ftkit.models.hardware import settle_machine
         from ftkit.predict import load_predictor
 
-        machine = inspect_machine()
+        machine = settle_machine()
         before, (answer,) = (
             read(copied, "plan.json")["base"]["sha256"],
             load_predictor(RunDir(copied), machine).predict(["the film was great"]),

@@ -14,6 +14,7 @@ from ftkit.models.locate import BaseFiles
 
 PLAIN = Machine("a processor", 2, 2, 8.0, None, None, bfloat16=False)
 HALF = Machine("a processor", 2, 2, 8.0, None, None, bfloat16=True)
+AMD = Machine("AMD EPYC 9R14", 2, 2, 8.0, None, None, bfloat16=True)
 GPU = Machine("a processor", 2, 2, 8.0, "a GPU", 8.0, bfloat16=True)
 SET = """
 import json, os
@@ -25,8 +26,8 @@ print(json.dumps({name: os.environ[name] for name in names}))
 
 FLUSHED = """
 import torch
-from ftkit.models.hardware import inspect_machine
-inspect_machine()
+from ftkit.models.hardware import settle_machine
+settle_machine()
 torch.set_num_threads(4)
 tiny = torch.full((2**20,), 2e-38)
 print(int(torch.count_nonzero((tiny * 0.25).view(torch.int32))), int(torch.count_nonzero(tiny * 0.75)))
@@ -44,8 +45,10 @@ def test_subnormal_numbers_are_0_in_all_threads():
     [
         ("auto", PLAIN, 4096, torch.float32),
         ("auto", HALF, 4096, torch.bfloat16),
-        ("auto", HALF, 128, torch.bfloat16),
-        ("auto", HALF, 127, torch.float32),
+        ("auto", HALF, 384, torch.bfloat16),
+        ("auto", HALF, 383, torch.float32),
+        ("auto", AMD, 128, torch.bfloat16),
+        ("auto", AMD, 127, torch.float32),
         ("auto", HALF, None, torch.bfloat16),  # a model that does not tell is none of the narrow ones that do
         ("auto", GPU, 64, torch.bfloat16),
         ("bfloat16", HALF, 64, torch.bfloat16),

@@ -447,17 +447,17 @@ def test_a_run_is_measured_again_and_compared(recipe, tmp_path):
     """On the run's own test file the figures come out as reported; runs of other texts or tasks are not compared."""
     from ftkit.errors import DataError
     from ftkit.measured import compare_runs, evaluate_again
-    from ftkit.models.hardware import inspect_machine
+    from ftkit.models.hardware import settle_machine
     from ftkit.rundir import RunDir
 
     one = run(Request(recipe(merge="false"), out=tmp_path / "one"), QUIET)
-    again, _ = evaluate_again(one, "test.jsonl", inspect_machine())
+    again, _ = evaluate_again(one, "test.jsonl", settle_machine())
     report = read(one.folder, "eval.json")
     for name in ("baseline", "adapter"):
         assert dict(again.models[name].metrics) == pytest.approx(report["models"][name]["metrics"], rel=1e-5)
     assert again.unit == "window"
     with pytest.raises(RecipeError, match="nothing to measure on"):
-        evaluate_again(one, None, inspect_machine())
+        evaluate_again(one, None, settle_machine())
     scratch = "{init: llama, layers: 1, hidden: 64, vocab: 384, positions: 64}"
     other = run(Request(recipe(base=scratch, adapter=None), out=tmp_path / "other"), QUIET)
     compared = compare_runs([RunDir(one.folder), RunDir(other.folder)])

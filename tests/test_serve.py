@@ -23,7 +23,7 @@ import pytest
 
 from ftkit.cli.serve import serve_runs
 from ftkit.errors import MachineError, RecipeError
-from ftkit.models.hardware import inspect_machine
+from ftkit.models.hardware import settle_machine
 from ftkit.records import Prompt, Turn
 from ftkit.rundir import RunDir
 from ftkit.serve.engine import Answer, Busy, Engine, Failed, Labelled, Labelling, Stopping
@@ -158,7 +158,7 @@ def server(started) -> Server:
 @pytest.fixture(scope="module")
 def served(place, started):  # the servers load their models meanwhile
     """The same models in this process."""
-    return load_served([RunDir(place / name) for name in ("first", "second", "labels", "texts")], inspect_machine())
+    return load_served([RunDir(place / name) for name in ("first", "second", "labels", "texts")], settle_machine())
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def expected(place) -> dict[tuple[str, str], str]:
     texts = [row["prompt"] for row in asked(32, 4)]
     found = {}
     for name in ("first", "second"):
-        answerer = load_answerer(trained_by(RunDir(place / name)), inspect_machine())
+        answerer = load_answerer(trained_by(RunDir(place / name)), settle_machine())
         rows = answerer.predict(Prompt("", text, (Turn("user", text),)) for text in texts)
         found |= {(name, text): row["prediction"] for text, row in zip(texts, rows, strict=True)}
     return found
@@ -271,7 +271,7 @@ def test_a_text_is_gone_on_with_as_predict_does(server, place, served):
     from ftkit.generate import load_generator
 
     texts = ["A cat", "In the garden a", "1.2: A baker meets"]
-    rows = load_generator(RunDir(place / "texts"), inspect_machine()).predict(texts)
+    rows = load_generator(RunDir(place / "texts"), settle_machine()).predict(texts)
     client = server.client()
     for text, row in zip(texts, rows, strict=True):
         whole = client.completions.create(model="texts", prompt=text)
@@ -583,7 +583,7 @@ class TestStart:
         from ftkit.answer import load_answerer
         from ftkit.trained import trained_by
 
-        qlora, machine = "{type: lora, r: 8, alpha: 16, quantize: nf4}", inspect_machine()
+        qlora, machine = "{type: lora, r: 8, alpha: 16, quantize: nf4}", settle_machine()
         runs = []
         for name, merge in (("first", "false"), ("second", "false"), ("merged", "{tolerance: 0.9}")):
             settings = {"adapter": qlora, "merge": merge, "eval": "{metrics: [perplexity], max_new_tokens: 4}"}
@@ -607,7 +607,7 @@ class TestStart:
         import shutil
 
         shutil.copytree(place / "labels", tmp_path / "other")
-        found = load_served([RunDir(place / "labels"), RunDir(tmp_path / "other")], inspect_machine())
+        found = load_served([RunDir(place / "labels"), RunDir(tmp_path / "other")], settle_machine())
         assert [*found] == ["labels/labels", "labels/other"]
         with pytest.raises(RecipeError) as caught:
             serve_runs(["labels", "labels"], "127.0.0.1", 0)

@@ -143,7 +143,7 @@ def test_prompts_that_cannot_be_answered_are_refused_with_their_place(place, tmp
 def test_few_prompts_are_read_ahead_of_an_answer(place):
     """Memory does not grow with the input."""
     from ftkit.answer import load_answerer
-    from ftkit.models.hardware import inspect_machine
+    from ftkit.models.hardware import settle_machine
     from ftkit.records import Prompt, Turn
     from ftkit.rundir import RunDir
     from ftkit.trained import trained_by
@@ -156,7 +156,7 @@ def test_few_prompts_are_read_ahead_of_an_answer(place):
             read_ahead += 1
             yield Prompt("", "What?", (Turn("user", f"What says {read_ahead}?"),))
 
-    answers = load_answerer(trained_by(RunDir(place / "bare")), inspect_machine()).predict(endless())
+    answers = load_answerer(trained_by(RunDir(place / "bare")), settle_machine()).predict(endless())
     for answered in range(1, 150):
         next(answers)
         assert read_ahead < answered + 64
@@ -340,7 +340,7 @@ def test_label_words_are_measured_again_with_what_is_no_label(worded):
 )
 def test_an_adapter_on_4_bits_is_used_on_the_4_bits_that_it_was_measured_on(adapter, begun, tmp_path, pico):
     """In full precision the base is another, which nothing was measured on, and may not fit where it was trained."""
-    from ftkit.models.hardware import inspect_machine
+    from ftkit.models.hardware import settle_machine
     from ftkit.predict import load_predictor
     from ftkit.rundir import RunDir
 
@@ -361,7 +361,7 @@ def test_an_adapter_on_4_bits_is_used_on_the_4_bits_that_it_was_measured_on(adap
     for init in begun:  # LoftQ needs a GPU to begin; QLoRA's adapter stands in for its own
         plan["recipe"]["adapter"]["init"] = init
         (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-        predictor = load_predictor(RunDir(folder), inspect_machine())
+        predictor = load_predictor(RunDir(folder), settle_machine())
         assert predictor.model.get_base_model().is_loaded_in_4bit
         for answer, row in zip(predictor.predict(row["input"] for row in reported), reported, strict=True):
             assert answer["scores"]["good"] == pytest.approx(row["scores"]["good"], abs=1e-6)

@@ -89,7 +89,7 @@ def test_the_report_is_that_of_its_rows(done):
 
 def test_predict_gives_the_reported_scores(done, tmp_path):
     """Merged, and with the adapter on its base where there is no merged folder."""
-    from ftkit.models.hardware import inspect_machine
+    from ftkit.models.hardware import settle_machine
     from ftkit.predict import load_predictor
     from ftkit.rundir import RunDir
 
@@ -97,7 +97,7 @@ def test_predict_gives_the_reported_scores(done, tmp_path):
     shutil.copytree(done, copy, ignore=shutil.ignore_patterns("merged"))
     rows = lines(done, "predictions.jsonl")
     for folder in (done, copy):
-        predictor = load_predictor(RunDir(folder), inspect_machine())
+        predictor = load_predictor(RunDir(folder), settle_machine())
         found = [*predictor.predict(row["input"] for row in rows)]
         assert [row["prediction"] for row in found] == [row["prediction"] for row in rows]
         for ours, reported in zip(found, rows, strict=True):

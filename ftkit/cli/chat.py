@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from ftkit.errors import Problem, RecipeError
-from ftkit.models.hardware import inspect_machine, settle_environment
+from ftkit.models.hardware import settle_environment, settle_machine
 from ftkit.report import untrusted
 from ftkit.rundir import find_run, task_of
 from ftkit.tasks.chat import Unfit
@@ -41,7 +41,7 @@ def chat_with(run: str, system: str | None, temperature: float, max_new_tokens: 
     from ftkit.serve.talk import new_talk
 
     quiet_libraries()
-    answerer = load_answerer(trained, inspect_machine())
+    answerer = load_answerer(trained, settle_machine())
     if taught.prompt is not None:
         _note(f"Each line is all that the user says: task.prompt ({taught.prompt!r}) is not put around it.")
     talk = new_talk(answerer, taught.system if system is None else system, temperature, max_new_tokens)

@@ -33,12 +33,12 @@ class _Line:
 
 def examine(*, json: bool) -> None:
     """Looks at Python, torch, devices, memory, disk, four-bit support, extras and the offline base; never fails."""
-    from ftkit.models.hardware import inspect_machine, settle_environment
+    from ftkit.models.hardware import settle_environment, settle_machine
 
     settle_environment()
     console = Console()
     lines = [*_torch(), *_packages(), *_disk()]
-    machine = inspect_machine()
+    machine = settle_machine()
     gpu = f"{machine.gpu} ({machine.gpu_memory_gb:g} GB)" if machine.gpu else "none: training runs on the processor"
     lines += [
         _Line("processor", f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads"),

@@ -60,12 +60,12 @@ def _of_folder(source: Source, target: Target, out: Path | None, console: Consol
 def _of_run(run: RunDir, target: Target, out: Path | None, console: Console, *, json: bool) -> None:
     """Card, report and manifest of the run follow."""
     from ftkit.ladder.rungs import export_run
-    from ftkit.models.hardware import inspect_machine
+    from ftkit.models.hardware import settle_machine
     from ftkit.pipeline import tell
     from ftkit.report import summary
 
     with run.locked():
-        done = export_run(run, [target], inspect_machine(), console, out=out)
+        done = export_run(run, [target], settle_machine(), console, out=out)
         tell(run, Console(quiet=True, results=False))
         run.note_in_manifest(run.folder / "export", run.eval, run.folder / "README.md", run.folder / "report.html")
     (name,) = done.names

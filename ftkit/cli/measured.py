@@ -12,7 +12,7 @@ from ftkit.rundir import find_run
 
 def evaluate_run_again(run: str, source: str | None, *, json: bool) -> None:
     """Measures a run's model on its own test rows or on those of ``source``, and prints the figures."""
-    from ftkit.models.hardware import inspect_machine, settle_environment
+    from ftkit.models.hardware import settle_environment, settle_machine
 
     warnings.simplefilter("ignore")
     found = find_run(run)
@@ -23,7 +23,7 @@ def evaluate_run_again(run: str, source: str | None, *, json: bool) -> None:
 
     quiet_libraries()
     console = Console()
-    report, difference = evaluate_again(found, source, inspect_machine(), console)
+    report, difference = evaluate_again(found, source, settle_machine(), console)
     if json:
         # The verdict belongs to the run: measuring again judges nothing.
         document = {name: value for name, value in as_json(report).items() if name != "gate"}

@@ -161,9 +161,9 @@ def _merged(
 
 def _measured(runs: Sequence[RunRows], out: Path, console: Console) -> list[dict[str, Any]]:
     from ftkit.combined import as_document, evaluate_combined
-    from ftkit.models.hardware import inspect_machine
+    from ftkit.models.hardware import settle_machine
 
-    lines = evaluate_combined(runs, out, inspect_machine(), console)
+    lines = evaluate_combined(runs, out, settle_machine(), console)
     console.result(table(lines))
     return as_document(lines)
 

@@ -18,7 +18,7 @@ from ftkit.data.section import Columns, Data
 from ftkit.data.source import read_rows
 from ftkit.errors import DataError, Problem, RecipeError
 from ftkit.files import writing
-from ftkit.models.hardware import inspect_machine, settle_environment
+from ftkit.models.hardware import settle_environment, settle_machine
 from ftkit.records import Prompt, Turn
 from ftkit.report import untrusted
 from ftkit.rundir import RunDir, find_run, task_of
@@ -67,10 +67,10 @@ def _read(run: RunDir, task: str, texts: Iterable[str]) -> Iterator[Row]:
     if task == "classify":
         from ftkit.predict import load_predictor
 
-        return load_predictor(run, inspect_machine()).predict(texts)
+        return load_predictor(run, settle_machine()).predict(texts)
     from ftkit.generate import load_generator
 
-    return load_generator(run, inspect_machine()).predict(texts)
+    return load_generator(run, settle_machine()).predict(texts)
 
 
 def _answered(trained: Trained, prompts: Iterable[Prompt]) -> Iterator[Row]:
@@ -78,7 +78,7 @@ def _answered(trained: Trained, prompts: Iterable[Prompt]) -> Iterator[Row]:
     _quiet()
     from ftkit.answer import load_answerer
 
-    return load_answerer(trained, inspect_machine()).predict(prompts)
+    return load_answerer(trained, settle_machine()).predict(prompts)
 
 
 def _quiet() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.interruption import after_the_step
-from ftkit.models.hardware import inspect_machine, settle_environment
+from ftkit.models.hardware import settle_environment, settle_machine
 from ftkit.rundir import RunDir, find_run, task_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def serve_runs(runs: list[str], host: str, port: int, *, max_waiting: int = 256)
         from ftkit.serve.served import load_served
 
         quiet_libraries()
-        models = load_served(found, inspect_machine())
+        models = load_served(found, settle_machine())
         _say_whole(found)
         _serve(models, listener, key, max_waiting)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ftkit.errors import MachineError, Problem, RecipeError
 from ftkit.models.hardware import Machine, training_dtype
 from ftkit.models.locate import BaseFiles
-from ftkit.models.lora_linear import train_with_one_product
+from ftkit.models.lora_linear import train_with_fewer_operations
 from ftkit.models.modules import bare, embeddings, head_modules, is_within, missing_modules, named, outer_modules
 from ftkit.models.placement import device_map
 from ftkit.models.quantise import check_blocks, is_four_bit, nf4, start_from_loss
@@ -308,7 +308,7 @@ def with_new_adapter(loaded: Loaded, adapter: Adapter, *, new_tokens: Sequence[i
         tied=bool(tied),
     )
     config.revision = loaded.revision
-    train_with_one_product(model, config)
+    train_with_fewer_operations(model, config)
     try:
         adapted: PreTrainedModel = get_peft_model(model, config)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What this machine has, and the settings that have to stand before torch is imported."""
+"""What this machine has, and the settings that have to stand before torch is imported, and before it computes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ _SPINS = "20000"
 # 1,720 and 1,753 MiB at 4,460 and 4,280 tokens a second, questions 1,103 and 1,136 at 6,470 and 6,960 (2 cores,
 # bfloat16, 2026-11-26); with 32 a small Llama lost a tenth of its speed.
 _COMPILED = "64"
-# Width from which a processor gains by bfloat16. A Llama of five layers, tokens a second in float32 and bfloat16: 64
-# wide 16,700 and 11,400, with 683 and 860 MiB; 128 wide 10,000 and 11,700; 256 wide 5,800 and 7,800 (2 cores,
-# 2026-11-26).
-_NARROW = 128
+_NARROW = 128  # hidden states less wide are those of a small model
+# Width from which a processor gains by bfloat16, on AMD's processors and on others. A small Llama, tokens a second in
+# float32 and bfloat16, on an EPYC: 64 wide 16,700 and 11,400, 128 wide 10,000 and 11,700, 256 wide 5,800 and 7,800; on
+# a Xeon with AMX: 128 wide 7,380 and 4,480, 256 wide 3,940 and 3,320, 384 wide 2,720 and 2,610 (MiniLM, as wide: 2,350
+# and 2,580), 512 wide 2,160 and 2,220, 768 wide 1,300 and 1,640 (2 cores, 2026-11-26).
+_HALVED_FROM = {"AMD": 128, "other": 384}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,8 @@ def flush_subnormals() -> None:
     torch.set_flush_denormal(True)
 
 
-def inspect_machine() -> Machine:
-    """Looks at the machine through torch and psutil; from here on subnormal numbers are 0."""
+def settle_machine() -> Machine:
+    """Sets what must stand once torch is imported (subnormal numbers are 0), and says what the machine has."""
     import psutil
     import torch
 
@@ -139,12 +141,14 @@ def is_narrow(width: int | None) -> bool:
 def training_dtype(precision: str, machine: Machine, width: int | None) -> torch.dtype:
     """The number format of training: ``auto`` is bfloat16 where the device has it, else float32.
 
-    On a processor a model that is less than 128 wide stays in float32. ``width``: of its hidden states, if known.
+    On a processor a model that is less than 128 wide (384 where it is not AMD's) stays in float32. ``width``: of its
+    hidden states, if known.
     """
     import torch
 
     if precision == "auto":
-        narrow = machine.device == "cpu" and is_narrow(width)
+        least = _HALVED_FROM["AMD" if "AMD" in machine.cpu else "other"]
+        narrow = machine.device == "cpu" and width is not None and width < least
         return torch.bfloat16 if machine.bfloat16 and not narrow else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 

@@ -1,12 +1,13 @@
-"""A LoRA layer that trains small matrices with one product: x (W + s B A)' in place of x W' + s (x A') B'.
+"""A LoRA layer for training on a processor: x W' + s x A' B' in fewer operations than PEFT's own layer takes.
 
-Both are the same sum. PEFT's form takes fewer operations where the matrix is large and the rank small; where the rank
-is a fair part of the width, its six thin products and three sums take longer than the one full product of the
-backward pass, W's gradient, from which those of A and B follow (docs/log.md has the figures).
+Where the matrix is small, W + s B A is made first, and there is one product; its gradient is W's, from which those of
+A and B follow. Elsewhere the update is added by the product that makes it, forwards and backwards, and W is brought to
+bfloat16 once, not at each step (docs/log.md has the figures).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
-# A matrix has so many numbers for each of A and B. Counting operations, 3 would be the limit; measured, 4 gained a
-# fifth, 8 nothing, and 16 lost up to a fifth.
-_LARGEST = 6
+# A small matrix has at most so many numbers for each of A and B. Counting operations, 3 would be the limit; measured, 4
+# gained a twentieth over the other way on a Llama 128 wide, and nothing on one 256 wide.
+_SMALL = 4
 
 
-def train_with_one_product(model: PreTrainedModel, config: PeftConfig) -> None:
+def train_with_fewer_operations(model: PreTrainedModel, config: PeftConfig) -> None:
     """Asks PEFT to adapt the linear layers of ``model`` by this layer, as its guide to custom LoRA layers shows.
 
     Not where the base is in other numbers than its own (4 bits), or holds its weights transposed: PEFT has layers for
@@ -39,17 +40,23 @@ def _lora_linear() -> type[torch.nn.Module]:
     from peft.tuners.lora import Linear
 
     class LoraLinear(Linear):  # type: ignore[misc]
+        _halved: tuple[int, torch.Tensor] | None = None  # W in bfloat16, and which of W's versions it was made of
+
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if args or kwargs or not _in_training(x) or not self._is_small():
+            trained = None if args or kwargs else _trained_in(x)
+            if trained is None or not self._is_plain():
                 found: torch.Tensor = super().forward(x, *args, **kwargs)
                 return found
             base, name = self.get_base_layer(), self.active_adapters[0]
-            down, up = self.lora_A[name].weight, self.lora_B[name].weight
-            weight = torch.addmm(base.weight, up, down, alpha=self.scaling[name])
-            return torch.nn.functional.linear(x, weight, base.bias)
+            down, up, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+            if trained == torch.bfloat16:
+                return updated_product()(x, self._in_bfloat16(base.weight), base.bias, down, up, scale)
+            if base.weight.numel() <= _SMALL * (down.numel() + up.numel()):
+                return torch.nn.functional.linear(x, torch.addmm(base.weight, up, down, alpha=scale), base.bias)
+            return updated_product()(x, base.weight, base.bias, down, up, scale)
 
-        def _is_small(self) -> bool:
-            """Whether a plain update of one adapter, in float32, is all that a small matrix has."""
+        def _is_plain(self) -> bool:
+            """Whether a plain update of one adapter, in float32, is all that a frozen matrix has."""
             base, names = self.get_base_layer(), self.active_adapters
             if type(base) is not torch.nn.Linear or self.disable_adapters or self.merged or len(names) != 1:
                 return False
@@ -58,16 +65,67 @@ def _lora_linear() -> type[torch.nn.Module]:
                 return False
             if not isinstance(self.lora_dropout[name], torch.nn.Identity):
                 return False
-            own = [base.weight, self.lora_A[name].weight, self.lora_B[name].weight]
-            full, *thin = [weight.numel() for weight in own]
-            return {weight.dtype for weight in own} == {torch.float32} and full <= _LARGEST * sum(thin)
+            down, up = self.lora_A[name].weight, self.lora_B[name].weight
+            frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+            return frozen and base.weight.dtype == down.dtype == up.dtype == torch.float32
+
+        def _in_bfloat16(self, weight: torch.Tensor) -> torch.Tensor:
+            """W, which is frozen, in bfloat16: autograd would hold it until the backward pass of each step anyway."""
+            if self._halved is None or self._halved[0] != weight._version:
+                self._halved = weight._version, weight.detach().bfloat16()
+            return self._halved[1]
 
     return LoraLinear
 
 
-def _in_training(x: torch.Tensor) -> bool:
-    """Whether a training in float32 on a processor goes on: in 16 bits W would swallow a small update."""
+def _trained_in(x: torch.Tensor) -> torch.dtype | None:
+    """The number format in which a training on a processor computes, where this layer has a way for it."""
     import torch
 
-    on_cpu = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return on_cpu and torch.is_grad_enabled() and x.dtype == torch.float32
+    if x.device.type != "cpu" or not torch.is_grad_enabled():
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
+    return torch.float32 if x.dtype == torch.float32 else None
+
+
+@cache
+def updated_product() -> Callable[..., torch.Tensor]:
+    """A function of x [..., I], W [O, I], bias [O] or None, A [R, I], B [O, R] and s: x W' + bias + s x A' B' [..., O].
+
+    Computed in W's number format, with gradients for x, A and B.
+    """
+    import torch
+    from torch.autograd.function import once_differentiable
+
+    class UpdatedProduct(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any,
+            x: torch.Tensor,
+            weight: torch.Tensor,
+            bias: torch.Tensor | None,
+            down: torch.Tensor,
+            up: torch.Tensor,
+            scale: float,
+        ) -> torch.Tensor:
+            with torch.autocast("cpu", enabled=False):
+                rows, down, up = (own.to(weight.dtype) for own in (x.flatten(0, -2), down, up))
+                within = rows @ down.t()  # (N, R)
+                found = torch.nn.functional.linear(rows, weight, None if bias is None else bias.to(weight.dtype))
+                found.addmm_(within, up.t(), alpha=scale)
+            ctx.save_for_backward(rows, within, weight, down, up)
+            ctx.scale, ctx.shape = scale, x.shape
+            return found.view(*x.shape[:-1], -1)
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+            rows, within, weight, down, up = ctx.saved_tensors
+            slope = outer[0].to(weight.dtype).flatten(0, -2)  # (N, O)
+            inner = (slope @ up).mul_(ctx.scale)  # (N, R)
+            of_x = (slope @ weight).addmm_(inner, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
+            return of_x, None, None, inner.t() @ rows, (slope.t() @ within).mul_(ctx.scale), None
+
+    apply: Callable[..., torch.Tensor] = UpdatedProduct.apply
+    return apply

@@ -120,7 +120,7 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Number format of training. auto: bfloat16 where the device computes in it; on a processor float32 "
-        "for a model less than 128 wide, to which bfloat16 costs memory and mostly time.",
+        "for a model less than 128 wide (384 where it is not AMD's), to which bfloat16 costs memory and mostly time.",
     )
     validations: int = Field(1, ge=1, description="How often an epoch scores the validation rows, evenly spread.")
     patience: int | None = Field(
