@@ -44,30 +44,32 @@ def _lora_linear() -> type[torch.nn.Module]:
 
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             trained = None if args or kwargs else _trained_in(x)
-            if trained is None or not self._is_plain():
+            plain = self._plain_update() if trained else None
+            if plain is None:
                 found: torch.Tensor = super().forward(x, *args, **kwargs)
                 return found
-            base, name = self.get_base_layer(), self.active_adapters[0]
-            down, up, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+            weight, bias, down, up, scale = plain
             if trained == torch.bfloat16:
-                return updated_product()(x, self._in_bfloat16(base.weight), base.bias, down, up, scale)
-            if base.weight.numel() <= _SMALL * (down.numel() + up.numel()):
-                return torch.nn.functional.linear(x, torch.addmm(base.weight, up, down, alpha=scale), base.bias)
-            return updated_product()(x, base.weight, base.bias, down, up, scale)
+                return updated_product()(x, self._in_bfloat16(weight), bias, down, up, scale)
+            if weight.numel() <= _SMALL * (down.numel() + up.numel()):
+                return torch.nn.functional.linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
+            return updated_product()(x, weight, bias, down, up, scale)
 
-        def _is_plain(self) -> bool:
-            """Whether a plain update of one adapter, in float32, is all that a frozen matrix has."""
+        def _plain_update(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, float] | None:
+            """W, bias, A, B and s where a plain update of one adapter is all that a frozen matrix has, in float32."""
             base, names = self.get_base_layer(), self.active_adapters
             if type(base) is not torch.nn.Linear or self.disable_adapters or self.merged or len(names) != 1:
-                return False
+                return None
             name = names[0]
             if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
-                return False
+                return None
             if not isinstance(self.lora_dropout[name], torch.nn.Identity):
-                return False
-            down, up = self.lora_A[name].weight, self.lora_B[name].weight
-            frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-            return frozen and base.weight.dtype == down.dtype == up.dtype == torch.float32
+                return None
+            weight, bias, down, up = base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight
+            frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+            if not frozen or not weight.dtype == down.dtype == up.dtype == torch.float32:
+                return None
+            return weight, bias, down, up, self.scaling[name]
 
         def _in_bfloat16(self, weight: torch.Tensor) -> torch.Tensor:
             """W, which is frozen, in bfloat16: autograd would hold it until the backward pass of each step anyway."""
@@ -93,7 +95,7 @@ def _trained_in(x: torch.Tensor) -> torch.dtype | None:
 def updated_product() -> Callable[..., torch.Tensor]:
     """A function of x [..., I], W [O, I], bias [O] or None, A [R, I], B [O, R] and s: x W' + bias + s x A' B' [..., O].
 
-    Computed in W's number format, with gradients for x, A and B.
+    Computed in W's number format, which under autocast is autocast's, with gradients for x, A and B.
     """
     import torch
     from torch.autograd.function import once_differentiable
@@ -109,11 +111,10 @@ def updated_product() -> Callable[..., torch.Tensor]:
             up: torch.Tensor,
             scale: float,
         ) -> torch.Tensor:
-            with torch.autocast("cpu", enabled=False):
-                rows, down, up = (own.to(weight.dtype) for own in (x.flatten(0, -2), down, up))
-                within = rows @ down.t()  # (N, R)
-                found = torch.nn.functional.linear(rows, weight, None if bias is None else bias.to(weight.dtype))
-                found.addmm_(within, up.t(), alpha=scale)
+            rows, down, up = x.flatten(0, -2).to(weight.dtype), down.to(weight.dtype), up.to(weight.dtype)
+            within = rows @ down.t()  # (N, R)
+            found = torch.nn.functional.linear(rows, weight, None if bias is None else bias.to(weight.dtype))
+            found.addmm_(within, up.t(), alpha=scale)
             ctx.save_for_backward(rows, within, weight, down, up)
             ctx.scale, ctx.shape = scale, x.shape
             return found.view(*x.shape[:-1], -1)
@@ -125,7 +126,8 @@ def updated_product() -> Callable[..., torch.Tensor]:
             slope = outer[0].to(weight.dtype).flatten(0, -2)  # (N, O)
             inner = (slope @ up).mul_(ctx.scale)  # (N, R)
             of_x = (slope @ weight).addmm_(inner, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
-            return of_x, None, None, inner.t() @ rows, (slope.t() @ within).mul_(ctx.scale), None
+            of_up = (within.t() @ slope).mul_(ctx.scale).t()  # MKL takes up to twice as long for slope' within
+            return of_x, None, None, inner.t() @ rows, of_up, None
 
     apply: Callable[..., torch.Tensor] = UpdatedProduct.apply
     return apply
