@@ -122,14 +122,27 @@ def test_activations_that_are_computed_twice_have_the_same_gradients():
         torch.testing.assert_close(found[name], values, msg=name)
 
 
-def test_weights_that_change_are_brought_to_bfloat16_again():
+def scaled(layer):
+    layer.weight.mul_(1.5)
+
+
+def exchanged(layer):
+    layer.weight = torch.nn.Parameter(layer.weight * 1.5, requires_grad=False)
+
+
+def filled_anew(layer):
+    layer.weight.data = layer.weight * 1.5
+
+
+@pytest.mark.parametrize("change", [scaled, exchanged, filled_anew])
+def test_weights_that_change_are_brought_to_bfloat16_again(change):
     _, ours = pair()
     with torch.autocast("cpu", torch.bfloat16):
         before = ours(IDS).logits
         assert torch.equal(ours(IDS).logits, before)
         with torch.no_grad():
             for layer in linear_layers(ours):
-                layer.get_base_layer().weight.mul_(1.5)
+                change(layer.get_base_layer())
         fresh = copy.deepcopy(ours)
         for layer in linear_layers(fresh):
             layer._halved = None

@@ -26,11 +26,11 @@ _SPINS = "20000"
 # bfloat16, 2026-11-26); with 32 a small Llama lost a tenth of its speed.
 _COMPILED = "64"
 _NARROW = 128  # hidden states less wide are those of a small model
-# Width from which a processor gains by bfloat16, on AMD's processors and on others. A small Llama, tokens a second in
+# Width from which a processor gains by bfloat16. A small Llama, tokens a second in
 # float32 and bfloat16, on an EPYC: 64 wide 16,700 and 11,400, 128 wide 10,000 and 11,700, 256 wide 5,800 and 7,800; on
 # a Xeon with AMX: 128 wide 7,380 and 4,480, 256 wide 3,940 and 3,320, 384 wide 2,720 and 2,610 (MiniLM, as wide: 2,350
 # and 2,580), 512 wide 2,160 and 2,220, 768 wide 1,300 and 1,640 (2 cores, 2026-11-26).
-_HALVED_FROM = {"AMD": 128, "other": 384}
+_HALVED_FROM, _HALVED_FROM_ON_AMD = 384, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def training_dtype(precision: str, machine: Machine, width: int | None) -> torch
     import torch
 
     if precision == "auto":
-        least = _HALVED_FROM["AMD" if "AMD" in machine.cpu else "other"]
+        least = _HALVED_FROM_ON_AMD if "AMD" in machine.cpu else _HALVED_FROM
         narrow = machine.device == "cpu" and width is not None and width < least
         return torch.bfloat16 if machine.bfloat16 and not narrow else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
